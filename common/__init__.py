@@ -1,0 +1,1 @@
+"""What every room stands on: the one error class, whole-or-not files, progress lines."""

@@ -1,0 +1,1 @@
+"""Bytes to batches: readers, converters, tokenizers, collators and samplers."""

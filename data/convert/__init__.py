@@ -1,0 +1,1 @@
+"""Competition files, tables and clips in; an Arrow data set folder out."""

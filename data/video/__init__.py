@@ -1,0 +1,1 @@
+"""Pictures and videos: read their frames, turn frames into feature vectors."""

@@ -1,0 +1,1 @@
+"""How a run lives: processes, loop, optimizer, schedule, checkpoints, reports. Knows nothing of videos."""

@@ -1,0 +1,190 @@
+"""The only place an Accelerator is made: everything is passed explicitly, and the world size is checked.
+
+Observed with accelerate 1.15: `accelerate launch --cpu --num_processes 2` runs one process without a word; two
+processes on a machine without a GPU each believe that they are alone; the user's own default configuration changes
+precision, gradient accumulation (which divides the loss) and compilation through the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    TorchDynamoPlugin,
+)
+
+from vidsim.common.errors import UserError
+
+_WORLD_SIZE_VARIABLES = (
+    "WORLD_SIZE",
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+    "SLURM_STEP_NUM_TASKS",
+)
+_FOREIGN_BACKENDS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
+
+
+def make_accelerator(
+    precision: Literal["fp32", "bf16"],
+    gradient_accumulation_steps: int = 1,
+    timeout_seconds: int = 1800,
+    *,
+    tf32: bool = False,
+) -> Accelerator:
+    """Make the Accelerator of this process; with several processes, also their process group. Collective.
+
+    Args:
+        precision: `bf16` is autocast, weights stay fp32.
+        gradient_accumulation_steps: `Accelerator.backward` divides by it; 1 where the losses are already means
+            over the whole step.
+        timeout_seconds: A collective that takes longer ends the run.
+        tf32: On CUDA, let fp32 matrix products round their inputs to 10 bits of mantissa.
+
+    Raises:
+        UserError: An unknown precision, a launch that does not start as many processes as were asked for, more
+            processes than GPUs, or a foreign backend in the accelerate configuration.
+    """
+    _check_precision(precision)
+    _check_environment()
+    wanted = _wanted_processes()
+    # False also where a GPU was hidden; without this, several processes would each be "the only one".
+    cpu = not torch.accelerator.is_available() or _is_on("ACCELERATE_USE_CPU")
+    _check_devices(cpu)
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    # The state is a singleton that keeps the first precision; a second run in one process may choose another.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision="no" if precision == "fp32" else precision,
+        # The plain arguments lose against the environment; the plugins do not.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        dynamo_plugin=TorchDynamoPlugin(backend="no"),
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_seconds)),
+            DistributedDataParallelKwargs(
+                broadcast_buffers=False, find_unused_parameters=False, gradient_as_bucket_view=True
+            ),
+        ],
+    )
+    if accelerator.num_processes != wanted:
+        raise UserError(
+            f"{wanted} processes were started, but this one sees {accelerator.num_processes}: "
+            "each would train alone and write the same run folder",
+            field="num_processes",
+            fix=_launch_advice(wanted),
+        )
+    return accelerator
+
+
+def banner_lines(accelerator: Accelerator) -> list[str]:
+    """Where and with what this run computes: processes, device, precision, package path, versions."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    if device.type == "cuda":
+        precision += f", fp32 matrix products: {torch.get_float32_matmul_precision()}"
+    processes = "1 process" if accelerator.num_processes == 1 else f"{accelerator.num_processes} processes"
+    packages = " · ".join(f"{package} {version_of(package)}" for package in ("torch", "accelerate", "transformers"))
+    return [
+        f"vidsim {version_of('vidsim')} ({package_path()})",
+        f"{processes} on {device.type} ({name}), {precision}",
+        f"python {sys.version.split()[0]} · {packages}",
+    ]
+
+
+def package_path() -> Path:
+    """Folder that holds the rooms of the vidsim that is running."""
+    return Path(__file__).resolve().parent.parent
+
+
+def version_of(package: str) -> str | None:
+    """Installed version of a distribution; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "y", "t", "on")
+
+
+def _check_precision(precision: str) -> None:
+    if precision == "fp16":
+        raise UserError(
+            "fp16 is not offered: its largest number is 65504, the raw dot products of the frame objective overflow "
+            "it, and the loss scaling it needs would make steps depend on earlier overflows",
+            field="precision",
+            fix="use bf16 (same speed, range of fp32) or fp32",
+        )
+    if precision not in ("fp32", "bf16"):
+        raise UserError(f"'{precision}' is not known", field="precision", fix="use fp32 or bf16")
+
+
+def _check_environment() -> None:
+    for variable, name in _FOREIGN_BACKENDS.items():
+        if _is_on(variable):
+            raise UserError(
+                f"the accelerate configuration asks for {name}, which vidsim does not support",
+                field=variable,
+                fix="launch with one of the files in launch/accelerate (accelerate launch --config_file ...)",
+            )
+
+
+def _wanted_processes() -> int:
+    """How many processes the launcher meant to start, from what it left in the environment."""
+    for variable in _WORLD_SIZE_VARIABLES:
+        value = os.environ.get(variable)
+        if value is None:
+            continue
+        if not value.isdecimal() or int(value) < 1:
+            raise UserError(f"'{value}' is not a number of processes", field=variable, fix="unset it, or use torchrun")
+        return int(value)
+    # The single-process launcher of accelerate sets an address only if more than one process was asked for.
+    if "ACCELERATE_DYNAMO_MODE" in os.environ and "MASTER_ADDR" in os.environ:
+        raise UserError(
+            "`accelerate launch` was asked for several processes on the CPU but starts only this one",
+            field="num_processes",
+            fix=f"{_launch_advice(2)}; for one process: --num_processes 1 (and unset MASTER_ADDR)",
+        )
+    return 1
+
+
+def _check_devices(cpu: bool) -> None:
+    local = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if cpu or not local.isdecimal():
+        return
+    count = torch.accelerator.device_count()
+    if int(local) > count:
+        raise UserError(
+            f"{local} processes on this machine, but it has {count} device(s)",
+            field="num_processes",
+            fix=f"start {count} process(es), or set ACCELERATE_USE_CPU=1",
+        )
+
+
+def _launch_advice(num_processes: int) -> str:
+    script = sys.argv[0] or "pretrain/run.py"
+    return (
+        f"torchrun --standalone --nproc_per_node {num_processes} {script} ... "
+        "(with ACCELERATE_USE_CPU=1 in front to use the CPU)"
+    )

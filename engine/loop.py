@@ -1,0 +1,386 @@
+"""The training loop: one function for pretraining and finetuning, in optimizer steps.
+
+What a step does: fetch its micro-batches, let the module look at all of them at once (so that means are over the
+whole global batch, however it is split over ranks and micro-batches), forward and backward each, check that
+everything is finite, clip, step. Randomness is a function of (seed, step, micro-step, rank) and the learning rate
+one of the step, so a checkpoint needs neither a random state nor a scheduler state and a resumed run is the straight
+run to the bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from vidsim.common.errors import UserError
+from vidsim.engine import checkpoint, schedule
+from vidsim.engine.adversarial import FgmConfig, attacked
+from vidsim.engine.balance import LossBalancer
+from vidsim.engine.ema import ExponentialMovingAverage
+from vidsim.engine.reporting import Reporter
+from vidsim.engine.seeding import seed_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Length and cadence of a run, in optimizer steps."""
+
+    micro_batch_size: int = 32
+    """Rows of one forward pass on one process."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches of one optimizer step on one process."""
+    max_steps: int | None = None
+    """Stop after so many steps, whatever the epochs say; 0 saves the untrained model."""
+    max_grad_norm: float | None = 1.0
+    """Gradients are scaled down to this norm; null: never (as the published system)."""
+    log_every_steps: int = 20
+    """Steps between two lines of metrics.jsonl."""
+    eval_every_steps: int | None = None
+    """Steps between two evaluations; null: only after the last step, which is always evaluated."""
+    checkpoint_every_steps: int | None = None
+    """Steps between two checkpoints; null: at each evaluation."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept, besides the best."""
+    num_workers: int = 0
+    """Processes that prepare batches; 0: the training process itself."""
+
+    def validate(self) -> None:
+        """Refuse numbers below one."""
+        for name, minimum in (
+            ("micro_batch_size", 1),
+            ("gradient_accumulation_steps", 1),
+            ("max_steps", 0),
+            ("log_every_steps", 1),
+            ("eval_every_steps", 1),
+            ("checkpoint_every_steps", 1),
+            ("keep_checkpoints", 1),
+            ("num_workers", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise UserError(f"{value} is below {minimum}", field=f"loop.{name}")
+
+
+class TrainModule(Protocol):
+    """What the loop trains: any `nn.Module` with these."""
+
+    def windows(self, batches: Sequence[dict[str, Any]], step: int) -> Sequence[Any]:
+        """See all micro-batches of a step before the first forward: what each must know. Collective."""
+
+    def __call__(self, batch: dict[str, Any], window: Any) -> dict[str, torch.Tensor]:
+        """Named losses; summed over micro-batches and ranks they are the losses of the global batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stretch of training with its own data and its own schedule."""
+
+    num_steps: int
+    schedule: schedule.ScheduleConfig
+    batches: Callable[[int], Iterable[dict[str, Any]]]
+    """From the first step wanted to the micro-batches of this rank, already in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What a run does besides stepping."""
+
+    evaluate: Callable[[], dict[str, float]]
+    """Metrics of the module as it is now. Collective."""
+    export: Callable[[Path], None]
+    """Write the module for users into a folder; called on the first process only."""
+    select: str
+    """Metric that chooses the best checkpoint."""
+    select_mode: Literal["max", "min"] = "max"
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where a run is; all of it is JSON and goes into each checkpoint."""
+
+    step: int = 0
+    best: float | None = None
+    best_step: int | None = None
+    sums: dict[str, float] | None = None
+    num_summed: int = 0
+    metrics: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a run ended."""
+
+    step: int
+    best: float | None
+    best_step: int | None
+    metrics: dict[str, float]
+    interrupted: bool
+
+
+class Trainer:
+    """Everything a run holds on to; `train` below drives it.
+
+    Args:
+        accelerator: From `engine.accelerator`.
+        module: What is trained, not yet wrapped.
+        optimizer: Over its parameters; groups carry `base_lr`.
+        balancer: Weights of the losses.
+        config: Length and cadence.
+        hooks: Evaluation and export.
+        reporter: Writes metrics.
+        checkpoints: Folder of the checkpoints.
+        seed: Seed of the run.
+        ema: Moving average of the parameters, used for evaluation and export.
+        fgm: Adversarial second pass (fast gradient method).
+    """
+
+    def __init__(
+        self,
+        *,
+        accelerator: Accelerator,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        balancer: LossBalancer,
+        config: LoopConfig,
+        hooks: Hooks,
+        reporter: Reporter,
+        checkpoints: Path,
+        seed: int,
+        ema: ExponentialMovingAverage | None = None,
+        fgm: FgmConfig | None = None,
+    ) -> None:
+        """Wrap the module for this number of processes."""
+        self.accelerator = accelerator
+        self.module = module
+        self.wrapped: Any = accelerator.prepare_model(module)
+        self.optimizer = optimizer
+        self.balancer = balancer
+        self.config = config
+        self.hooks = hooks
+        self.reporter = reporter
+        self.checkpoints = checkpoints
+        self.seed = seed
+        self.ema = ema
+        self.fgm = fgm
+        self.progress = Progress()
+
+    def resume(self) -> bool:
+        """Load the newest valid checkpoint, if there is one. Collective."""
+        folder = checkpoint.newest_valid(self.checkpoints)
+        if folder is None:
+            return False
+        state = checkpoint.load_checkpoint(folder, self.module, self.optimizer, self.ema)
+        self.progress = Progress(**state["progress"])
+        self.balancer.load_state(state["balance"])
+        self.reporter.rewind(self.progress.step)
+        return True
+
+    def save(self, *, is_best: bool) -> None:
+        """Write a checkpoint on the first process; the others wait. Collective."""
+        if self.accelerator.is_main_process:
+            checkpoint.save_checkpoint(
+                self.checkpoints,
+                self.progress.step,
+                module=self.module,
+                optimizer=self.optimizer,
+                ema=self.ema,
+                state={"progress": vars(self.progress), "balance": self.balancer.state()},
+                export=self.hooks.export,
+                is_best=is_best,
+                keep=self.config.keep_checkpoints,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def evaluate(self) -> bool:
+        """Evaluate, log, and say whether this is the best so far. Collective."""
+        self.module.eval()
+        with torch.no_grad(), self.ema.applied(self.module) if self.ema else contextlib.nullcontext():
+            metrics = self.hooks.evaluate()
+        self.module.train()
+        progress = self.progress
+        progress.metrics = metrics
+        self.reporter.log(progress.step, metrics)
+        value = metrics[self.hooks.select]
+        sign = 1.0 if self.hooks.select_mode == "max" else -1.0
+        is_best = progress.best is None or sign * value > sign * progress.best
+        if is_best:
+            progress.best, progress.best_step = value, progress.step
+        return is_best
+
+    def backward(self, step: int, batches: Sequence[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        """Gradients of one step: every micro-batch forward and backward, synchronised with the last one.
+
+        Returns:
+            The global losses (detached, the same on every rank) and the weights they were summed with.
+        """
+        windows = self.module.windows(batches, step)
+        world_size = self.accelerator.num_processes
+        totals: dict[str, torch.Tensor] = {}
+        for micro_step, (batch, window) in enumerate(zip(batches, windows, strict=True)):
+            is_last = micro_step == len(batches) - 1
+            seed_step(self.seed, step, micro_step, self.accelerator.process_index)
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
+                losses = self.wrapped(batch, window)
+                if micro_step == 0 and self.balancer.is_due(step):
+                    self.balancer.measure(losses)
+                weights = self.balancer.current()
+                # DDP averages gradients over ranks, the losses are parts of a global sum: undo the average.
+                self.accelerator.backward(weighted_sum(losses, weights) * world_size)
+                if self.fgm is not None:
+                    with attacked(self.module, self.fgm):
+                        attack = weighted_sum(self.wrapped(batch, window), weights)
+                        self.accelerator.backward(attack * world_size)
+            for name, loss in losses.items():
+                totals[name] = totals.get(name, 0.0) + loss.detach().float()
+        reduced = self.accelerator.reduce(torch.stack(list(totals.values())), reduction="sum")
+        return dict(zip(totals, reduced, strict=True)), weights
+
+    def step(self, batches: Sequence[dict[str, Any]], rate: float) -> None:
+        """One optimizer step.
+
+        Raises:
+            UserError: A loss or gradient is not finite; the parameters keep their values.
+        """
+        progress = self.progress
+        schedule.apply(self.optimizer, rate)
+        losses, weights = self.backward(progress.step, batches)
+        limit = self.config.max_grad_norm
+        parameters = list(self.module.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        values = [*losses.values(), norm.to(next(iter(losses.values())).device)]
+        *loss_values, grad_norm = torch.stack(values).double().tolist()
+        if not all(map(_is_finite, [*loss_values, grad_norm])):
+            raise self._not_finite(dict(zip(losses, loss_values, strict=True)), grad_norm, batches)
+        if limit is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.module)
+        progress.step += 1
+        named = dict(zip(losses, loss_values, strict=True))
+        total = sum(weights[name] * value for name, value in named.items())
+        sums = progress.sums or {}
+        for name, value in {"loss": total, **{f"loss/{k}": v for k, v in named.items()}, "grad_norm": grad_norm}.items():
+            sums[name] = sums.get(name, 0.0) + value
+        progress.sums = sums
+        progress.num_summed += 1
+
+    def log(self, seconds: float, num_examples: int) -> None:
+        """Write the means since the last line."""
+        progress = self.progress
+        metrics = {name: value / progress.num_summed for name, value in (progress.sums or {}).items()}
+        metrics["learning_rate"] = max(group["lr"] for group in self.optimizer.param_groups)
+        if self.balancer.norms:
+            metrics |= {f"gradient_norm/{name}": norm for name, norm in self.balancer.norms.items()}
+            metrics |= {f"weight/{name}": weight for name, weight in self.balancer.current().items()}
+        progress.sums, progress.num_summed = None, 0
+        self.reporter.log(progress.step, metrics, seconds=seconds, num_examples=num_examples)
+
+    def _not_finite(
+        self, losses: Mapping[str, float], grad_norm: float, batches: Sequence[dict[str, Any]]
+    ) -> UserError:
+        ids = [row_id for batch in batches for row_id in batch.get("row_ids", [])]
+        shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+        parts = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+        return UserError(
+            f"not finite: {parts}, gradient norm {grad_norm:g}; rows of this process: {shown}",
+            record=f"step {self.progress.step}",
+            fix="look at these rows with `vidsim verify`, or lower the learning rate",
+        )
+
+
+def weighted_sum(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> torch.Tensor:
+    """Σ weight · loss."""
+    return torch.stack([loss.float() * weights[name] for name, loss in losses.items()]).sum()
+
+
+def _is_finite(value: float) -> bool:
+    return value - value == 0.0
+
+
+def _take(batches: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    return [next(batches) for _ in range(count)]
+
+
+@contextlib.contextmanager
+def _stop_flag() -> Iterator[list[bool]]:
+    """A flag that the first Ctrl-C or SIGTERM sets; the second Ctrl-C interrupts at once."""
+    flag: list[bool] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if flag and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        flag.append(True)
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def train(trainer: Trainer, stages: Sequence[Stage], to_device: Callable[[dict[str, Any], torch.device], Any]) -> TrainResult:
+    """Run all stages from where `trainer.progress` is to the end. Collective.
+
+    Args:
+        trainer: Fresh, or after `resume`.
+        stages: Walked through in order; the learning rate starts anew in each, the optimizer's moments stay.
+        to_device: Moves a batch.
+
+    Returns:
+        Last metrics, the best, and whether the run was asked to stop early (it then can be resumed).
+    """
+    config, progress, accelerator = trainer.config, trainer.progress, trainer.accelerator
+    ends = [sum(stage.num_steps for stage in stages[: index + 1]) for index in range(len(stages))]
+    last_step = min(ends[-1], config.max_steps) if config.max_steps is not None else ends[-1]
+    eval_every = config.eval_every_steps or max(last_step, 1)
+    checkpoint_every = config.checkpoint_every_steps or eval_every
+    rows_per_step = config.micro_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+    trainer.reporter.start(progress.step, last_step)
+    trainer.module.train()
+    if last_step == 0 and progress.metrics is None:
+        trainer.save(is_best=trainer.evaluate())
+
+    logged_at, logged_step = time.monotonic(), progress.step
+    stop = False
+    with _stop_flag() as flag:
+        for stage, end in zip(stages, ends, strict=True):
+            start = end - stage.num_steps
+            if progress.step >= min(end, last_step):
+                continue
+            batches = iter(stage.batches(progress.step - start))
+            while progress.step < min(end, last_step) and not stop:
+                window = [
+                    to_device(batch, accelerator.device)
+                    for batch in _take(batches, config.gradient_accumulation_steps)
+                ]
+                trainer.step(window, schedule.multiplier(stage.schedule, progress.step - start, stage.num_steps))
+                # A signal may reach the ranks at different steps: they stop together.
+                stop = bool(accelerator.reduce(torch.tensor(len(flag), device=accelerator.device), "sum").item())
+                is_end = progress.step == last_step
+                if progress.step % config.log_every_steps == 0 or is_end:
+                    now = time.monotonic()
+                    trainer.log(now - logged_at, (progress.step - logged_step) * rows_per_step)
+                    logged_at, logged_step = now, progress.step
+                is_best = (progress.step % eval_every == 0 or is_end) and trainer.evaluate()
+                if is_best or is_end or stop or progress.step % checkpoint_every == 0:
+                    trainer.save(is_best=is_best)
+    return TrainResult(
+        step=progress.step,
+        best=progress.best,
+        best_step=progress.best_step,
+        metrics=progress.metrics or {},
+        interrupted=stop and progress.step < last_step,
+    )

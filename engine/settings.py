@@ -1,0 +1,105 @@
+"""Recipes: YAML files and command-line options to a frozen dataclass, by jsonargparse.
+
+Precedence: options on the command line, then the last `--config`, then the earlier ones, then the defaults.
+Unknown keys and wrong types stop the run before anything else happens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from vidsim.common.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A parsed configuration.
+
+    Attributes:
+        config: The dataclass, complete.
+        yaml: The same as YAML with every default spelled out, for the run folder.
+    """
+
+    config: Any
+    yaml: str
+
+
+def parse_settings(
+    schema: type,
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+    description: str,
+    default_recipe: Path | None = None,
+) -> Settings:
+    """Parse `--config a.yaml --config b.yaml --field.subfield value`.
+
+    Args:
+        schema: A dataclass whose fields are the options.
+        argv: Arguments; None takes those of the process.
+        prog: Name in the help text.
+        description: First lines of the help text.
+        default_recipe: Taken when there are no arguments at all.
+
+    Raises:
+        UserError: A recipe is missing or malformed, a key is unknown (with the nearest known one), a type is wrong.
+    """
+    arguments = _spell_out_switches(list(sys.argv[1:] if argv is None else argv), schema)
+    if not arguments and default_recipe is not None:
+        arguments = ["--config", str(default_recipe)]
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="a recipe (YAML); may be given several times, the last wins")
+    parser.add_class_arguments(schema, nested_key=None, fail_untyped=True)
+    for recipe in _recipes(arguments):
+        if not Path(recipe).is_file():
+            raise UserError("no such recipe", file=recipe, field="--config", fix="the shipped ones are in launch/recipes/")
+    try:
+        namespace = parser.parse_args(arguments)
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        raise _readable(str(error), parser, _recipes(arguments)) from error
+    config = parser.instantiate(namespace)
+    resolved = schema(**{key: value for key, value in vars(config).items() if key != "config"})
+    namespace.pop("config", None)
+    return Settings(config=resolved, yaml=parser.dump(namespace, skip_validation=True))
+
+
+def _recipes(arguments: Sequence[str]) -> list[str]:
+    recipes = [value.split("=", 1)[1] for value in arguments if value.startswith("--config=")]
+    recipes += [arguments[i + 1] for i, value in enumerate(arguments[:-1]) if value == "--config"]
+    return recipes
+
+
+def _spell_out_switches(arguments: list[str], schema: type) -> list[str]:
+    """`--resume` alone means `--resume true`."""
+    switches = {f"--{field.name}" for field in dataclasses.fields(schema) if field.type in ("bool", bool)}
+    result = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        result.append(argument)
+        if argument in switches and following.startswith("--"):
+            result.append("true")
+    return result
+
+
+def _readable(message: str, parser: jsonargparse.ArgumentParser, recipes: list[str]) -> UserError:
+    """One line out of jsonargparse's several, with the nearest known key for one that is unknown."""
+    text = " ".join(message.split()).replace("<unicode string>", "the recipe")
+    known = sorted({action.dest for action in parser._actions if action.dest})
+    unknown = re.search(r"(?:option|Option|arguments:|[Kk]ey) '?(?:--)?([\w.]+)'?(?: is not accepted)?", text)
+    fix = "see --help for the fields and their types"
+    if unknown and unknown[1] not in known:
+        leaf = unknown[1].split(".")[-1]
+        by_leaf = {name.split(".")[-1]: name for name in reversed(known)}
+        near = difflib.get_close_matches(leaf, by_leaf, n=1)
+        if near:
+            fix = f"did you mean '{by_leaf[near[0]]}'? (all fields: --help)"
+    return UserError(text, file=", ".join(recipes) or None, fix=fix)

@@ -1,0 +1,1 @@
+"""After the embeddings file: fusion, submission and score. Needs no torch."""

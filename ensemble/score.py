@@ -1,0 +1,307 @@
+"""`vidsim score`: how well cosines of embeddings agree with labelled pairs, with what certainty."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vidsim.common.errors import UserError
+from vidsim.common.files import write_json
+from vidsim.data.embeddings import Embeddings, read_embeddings, shown
+from vidsim.data.pairs import Pairs, read_pairs
+from vidsim.ensemble.bootstrap import percentile_interval, spearman_resamples
+from vidsim.modeling.metrics import mse, pearson, spearman, tie_ceiling
+
+Float64 = npt.NDArray[np.float64]
+
+_BLOCK_ROWS = 4096
+_ALL_PAIRS = "all"
+# Cosines of one and the same direction differ by rounding; float32 components leave about 1e-7.
+_CONSTANT_WITHIN = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Agreement of one embedding with the labels of one group of pairs.
+
+    Attributes:
+        name: The embeddings.
+        group: `all`, or the group of pairs.
+        num_pairs: Pairs scored.
+        spearman: Rank correlation of cosine and label, -1..1.
+        interval: 95 % bootstrap interval of it, None where too few resamples have a value.
+        pearson: Linear correlation, -1..1.
+        mse: Mean squared error of the cosine, clipped to 0..1, against the raw label.
+        tie_ceiling: Highest Spearman correlation that predictions without ties can reach with these labels.
+        difference: Spearman correlation less that of the first embedding; None for the first.
+        difference_interval: 95 % interval of the difference over the same draws.
+    """
+
+    name: str
+    group: str
+    num_pairs: int
+    spearman: float
+    interval: tuple[float, float] | None
+    pearson: float
+    mse: float
+    tie_ceiling: float
+    difference: float | None
+    difference_interval: tuple[float, float] | None
+
+
+def pair_cosines(
+    vectors: npt.NDArray[np.float32], rows1: npt.NDArray[np.int64], rows2: npt.NDArray[np.int64]
+) -> Float64:
+    """Cosine of row `rows1[i]` and row `rows2[i]`, float64 [N] in -1..1, computed in float64.
+
+    Args:
+        vectors: float32 [V, D], no zero rows among those asked for.
+        rows1: int64 [N].
+        rows2: int64 [N].
+    """
+    out = np.empty(len(rows1))
+    for start in range(0, len(rows1), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        first, second = vectors[rows1[block]].astype(np.float64), vectors[rows2[block]].astype(np.float64)
+        norms = np.einsum("nd,nd->n", first, first) * np.einsum("nd,nd->n", second, second)
+        out[block] = np.einsum("nd,nd->n", first, second) / np.sqrt(norms)
+    return np.clip(out, -1.0, 1.0)
+
+
+def cosines_of_pairs(embeddings: Embeddings, pairs: Pairs) -> Float64:
+    """Cosine of the two videos of each pair, float64 [N].
+
+    Raises:
+        UserError: Videos without an embedding, or with a zero vector (how many, the first five ids).
+    """
+    rows1, rows2 = embeddings.rows_of(pairs.id1), embeddings.rows_of(pairs.id2)
+    used = np.unique(np.concatenate([rows1, rows2]))
+    zeros = [embeddings.ids[row] for row in used.tolist() if not embeddings.vectors[row].any()]
+    if zeros:
+        message = f"{len(zeros):,} embeddings are zero vectors, which have no cosine: {shown(zeros)}"
+        raise UserError(message, file=embeddings.name)
+    return pair_cosines(embeddings.vectors, rows1, rows2)
+
+
+def check_pairs(pairs: Pairs, name: str) -> None:
+    """Refuse pairs that no correlation can be computed on.
+
+    Raises:
+        UserError: Fewer than three pairs, or all labels the same.
+    """
+    if len(pairs) <= 2:
+        raise UserError(f"{len(pairs)} pairs, but a correlation needs at least 3", file=name)
+    if pairs.score.min() == pairs.score.max():
+        raise UserError(
+            f"constant labels: all {len(pairs):,} scores are {pairs.score[0]:g}", file=name, field="score"
+        )
+
+
+def score_cosines(
+    cosines: Sequence[Float64],
+    names: Sequence[str],
+    pairs: Pairs,
+    *,
+    group: str = _ALL_PAIRS,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> list[Score]:
+    """Score predictions against the labels of the pairs; intervals draw the pairs of one `id1` together.
+
+    Args:
+        cosines: M times float64 [N].
+        names: M names.
+        pairs: N pairs.
+        group: Name of this group of pairs.
+        num_resamples: Bootstrap resamples; 0 = no intervals.
+        seed: Of the draws.
+
+    Raises:
+        UserError: Too few pairs, constant labels, or constant predictions (the model has collapsed).
+    """
+    check_pairs(pairs, f"pairs ({group})")
+    for name, values in zip(names, cosines, strict=True):
+        if np.ptp(values) < _CONSTANT_WITHIN:
+            message = f"constant predictions: all {len(values):,} cosines are {values[0]:.6f}"
+            raise UserError(
+                message, file=name, fix="the model has collapsed: every video has the same embedding"
+            )
+    found = [spearman(predictions, pairs.score) for predictions in cosines]
+    draws = np.empty((0, len(names)))
+    if num_resamples:
+        draws = spearman_resamples(
+            cosines, pairs.score, groups=pairs.id1, num_resamples=num_resamples, seed=seed
+        )
+    ceiling = tie_ceiling(pairs.score)
+    return [
+        Score(
+            name=name,
+            group=group,
+            num_pairs=len(pairs),
+            spearman=found[m],
+            interval=percentile_interval(draws[:, m]),
+            pearson=pearson(cosines[m], pairs.score),
+            mse=mse(np.clip(cosines[m], 0.0, 1.0), pairs.score),
+            tie_ceiling=ceiling,
+            difference=found[m] - found[0] if m else None,
+            difference_interval=percentile_interval(draws[:, m] - draws[:, 0]) if m else None,
+        )
+        for m, name in enumerate(names)
+    ]
+
+
+def score_embeddings(
+    embeddings: Sequence[Embeddings], pairs: Pairs, *, num_resamples: int = 1000, seed: int = 0
+) -> list[Score]:
+    """Score one or more embeddings on all pairs; see `score_cosines`."""
+    cosines = [cosines_of_pairs(each, pairs) for each in embeddings]
+    names = [each.name for each in embeddings]
+    return score_cosines(cosines, names, pairs, num_resamples=num_resamples, seed=seed)
+
+
+def read_groups(path: str | Path) -> dict[str, str]:
+    """Read lines `id<TAB>group`.
+
+    Raises:
+        UserError: No such file, another number of fields, an id that stands twice; names the line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot be read ({error})", file=path) from None
+    groups: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        fields = line.split("\t")
+        if len(fields) != 2 or not all(fields):
+            raise UserError("must be an id, a tab and a group", file=path, record=number)
+        if fields[0] in groups:
+            raise UserError(f"the id {fields[0]} stands twice", file=path, record=number)
+        groups[fields[0]] = fields[1]
+    return groups
+
+
+def score_by_group(
+    cosines: Sequence[Float64], names: Sequence[str], pairs: Pairs, groups: dict[str, str], **options: Any
+) -> list[Score]:
+    """Score within groups of pairs: pairs inside a group, and pairs across two of them (`a | b`).
+
+    Groups of pairs without a correlation (too few, all labels or cosines the same) are printed and left out.
+
+    Raises:
+        UserError: Videos of the pairs without a group (how many, the first five ids).
+    """
+    without = [video for video in pairs.unique_ids() if video not in groups]
+    if without:
+        raise UserError(f"{len(without):,} videos of the pairs have no group: {shown(without)}", file="--by")
+    labels = np.array(
+        [
+            " | ".join(sorted({groups[first], groups[second]}))
+            for first, second in zip(pairs.id1, pairs.id2, strict=True)
+        ]
+    )
+    scores = []
+    for group in np.unique(labels).tolist():
+        rows = np.flatnonzero(labels == group)
+        part = [values[rows] for values in cosines]
+        try:
+            scores += score_cosines(part, names, pairs.take(rows), group=group, **options)
+        except UserError as error:
+            print(f"group {group} has no score: {error}")
+    return scores
+
+
+def table(scores: Sequence[Score]) -> str:
+    """The scores as lines of text."""
+    header = [
+        "embeddings",
+        "group",
+        "pairs",
+        "Spearman",
+        "95 % interval",
+        "Pearson",
+        "MSE",
+        "to the first",
+        "",
+    ]
+    rows = [
+        [
+            score.name,
+            score.group,
+            f"{score.num_pairs:,}",
+            f"{score.spearman:.4f}",
+            _brackets(score.interval),
+            f"{score.pearson:.4f}",
+            f"{score.mse:.4f}",
+            "" if score.difference is None else f"{score.difference:+.4f}",
+            _brackets(score.difference_interval, "+"),
+        ]
+        for score in scores
+    ]
+    shown_columns = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    if all(score.group == _ALL_PAIRS for score in scores):
+        shown_columns.remove(1)
+    lines = [[row[i] for i in shown_columns] for row in [header, *rows]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(shown_columns))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _brackets(interval: tuple[float, float] | None, sign: str = "") -> str:
+    return f"[{interval[0]:{sign}.4f}, {interval[1]:{sign}.4f}]" if interval else ""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vidsim score",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: vidsim score emb/a emb/fused pairs.tsv --json score.json",
+    )
+    parser.add_argument(
+        "embeddings", nargs="+", help="embeddings folders or files; each later one is compared to the first"
+    )
+    parser.add_argument("pairs", help="TSV, CSV or Parquet: id1, id2, score")
+    parser.add_argument(
+        "--by", metavar="FILE", help="lines `id<TAB>group`: score inside and across these groups too"
+    )
+    parser.add_argument("--score_range", nargs=2, type=float, default=(0.0, 1.0), metavar=("LOW", "HIGH"))
+    parser.add_argument(
+        "--bootstrap", type=int, default=1000, metavar="N", help="resamples; 0 = no intervals"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers here too")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the score table."""
+    args = _parser().parse_args(argv)
+    if args.bootstrap < 0:
+        raise UserError(f"must be 0 or more, not {args.bootstrap}", field="--bootstrap")
+    pairs = read_pairs(args.pairs, score_range=tuple(args.score_range))
+    check_pairs(pairs, args.pairs)
+    embeddings = [read_embeddings(path) for path in args.embeddings]
+    cosines = [cosines_of_pairs(each, pairs) for each in embeddings]
+    options: dict[str, Any] = {"num_resamples": args.bootstrap, "seed": args.seed}
+    scores = score_cosines(cosines, args.embeddings, pairs, **options)
+    if args.by:
+        scores += score_by_group(cosines, args.embeddings, pairs, read_groups(args.by), **options)
+    print(table(scores))
+    ceiling = (
+        f"With the ties of these labels, predictions without ties reach at most {scores[0].tie_ceiling:.4f}."
+    )
+    print(f"{ceiling} Intervals: {args.bootstrap} draws, the pairs of one first video together.")
+    if args.json:
+        write_json(
+            args.json, {"pairs": args.pairs, "seed": args.seed, "scores": [asdict(each) for each in scores]}
+        )
+        print(f"wrote {args.json}")
+    return 0

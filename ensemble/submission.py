@@ -1,0 +1,170 @@
+"""`vidsim submit`: write a submission, or check one.
+
+A submission (AIAC 2021 Track 1) is a zip with `result.json` at its root: `{id: [at most 256 finite numbers]}`,
+every asked id once. The check is stricter than the organisers' evaluator, which ignores what it does not need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from vidsim.common.errors import UserError
+from vidsim.common.files import atomic_path
+from vidsim.data.embeddings import Embeddings, positions, read_embeddings, shown
+from vidsim.data.pairs import Pairs, read_pairs
+from vidsim.ensemble.ids import read_ids
+from vidsim.ensemble.score import check_pairs, pair_cosines
+from vidsim.modeling.metrics import spearman
+
+RESULT_FILE: Final = "result.json"
+MAX_DIM: Final = 256
+
+Float64 = npt.NDArray[np.float64]
+
+_NORM_WITHIN = 1e-3
+_NUM_SAMPLED_PAIRS = 10_000
+_BLANKS = re.compile(r"[ \t\n\r]*")
+_CHUNK_BYTES = 1 << 20
+# A float64 needs at most 24 characters; the rest is room for blanks, ids and a small file's overhead.
+_BYTES_PER_NUMBER = 64
+_SPARE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Submission:
+    """A checked submission.
+
+    Attributes:
+        name: The file.
+        ids: The ids in the order of the file.
+        vectors: float64 [N, D], finite, no zero rows.
+    """
+
+    name: str
+    ids: list[str]
+    vectors: Float64
+
+    @property
+    def norms(self) -> Float64:
+        """Norm of each vector, float64 [N]."""
+        return np.sqrt(np.einsum("nd,nd->n", self.vectors, self.vectors))
+
+    def describe(self) -> str:
+        """One OK line with the counts, and a warning where vectors are not of norm 1."""
+        num, dim = self.vectors.shape
+        lines = [f"OK {self.name}: {num:,} ids, each once, {dim} finite numbers each"]
+        off = np.flatnonzero(np.abs(self.norms - 1) > _NORM_WITHIN)
+        if len(off):
+            first = off[0]
+            lines.append(
+                f"warning: {len(off):,} vectors do not have norm 1 (first: {self.ids[first]}, norm "
+                f"{self.norms[first]:.4g}); the evaluator's cosine does not mind, a dot product would"
+            )
+        return "\n".join(lines)
+
+
+def write_submission(path: str | Path, embeddings: Embeddings, ids: Sequence[str], decimals: int = 6) -> Submission:
+    """Write a submission and read it back through the check; the file appears only if that passes.
+
+    Args:
+        path: The zip file.
+        embeddings: They must hold every asked id; others are not written.
+        ids: The asked ids; their order is the order of the file.
+        decimals: Digits after the point, 3..17.
+
+    Raises:
+        UserError: Ids without an embedding, a width over 256, a vector that rounds to zero, a full disk.
+    """
+    if not 3 <= decimals <= 17:
+        raise UserError(f"must be 3 to 17, not {decimals}", field="--decimals")
+    if embeddings.dim > MAX_DIM:
+        message = f"has width {embeddings.dim}, at most {MAX_DIM} are allowed"
+        raise UserError(message, file=embeddings.name, fix=f"vidsim ensemble {embeddings.name} --dim {MAX_DIM} --out ...")
+    rows = embeddings.rows_of(ids)
+    template = "[" + ", ".join([f"%.{decimals}f"] * embeddings.dim) + "]"
+    entry = zipfile.ZipInfo(RESULT_FILE, date_time=(1980, 1, 1, 0, 0, 0))  # the same input gives the same bytes
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.external_attr = 0o644 << 16
+    with atomic_path(path) as temporary:
+        with zipfile.ZipFile(temporary, "w") as archive, archive.open(entry, "w", force_zip64=True) as file:
+            for number, (video, row) in enumerate(zip(ids, rows.tolist(), strict=True)):
+                before = ", " if number else "{"
+                numbers = template % tuple(embeddings.vectors[row].tolist())
+                file.write(f"{before}{json.dumps(video)}: {numbers}".encode())
+            file.write(b"}\n")
+        return read_submission(temporary, ids, name=str(path))
+
+
+def read_submission(path: str | Path, ids: Sequence[str], *, name: str | None = None) -> Submission:
+    """Read a submission and check all of it.
+
+    Args:
+        path: The zip file.
+        ids: The asked ids.
+        name: What to call the file in messages.
+
+    Raises:
+        UserError: Not a zip with `result.json` alone at its root, too large, not strict JSON; ids that are
+            missing, extra or double; vectors of other widths, over 256, not finite, zero. All that is wrong with
+            ids and vectors is named together, with counts and the first five ids.
+    """
+    name = name or str(path)
+    text = _read_result(Path(path), name, _SPARE_BYTES + len(ids) * (MAX_DIM + 16) * _BYTES_PER_NUMBER)
+    faults: dict[str, list[str]] = {}
+    found: dict[str, Float64] = {}
+    dim: int | None = None
+    for video, value in _entries(text, name):
+        fault, vector = _vector(value)
+        if vector is not None:
+            dim = dim or len(vector)
+            if len(vector) != dim:
+                fault = f"with another width than the first vector's {dim}"
+        if video in found:
+            fault = "more than once"
+        if fault:
+            faults.setdefault(fault, []).append(video)
+        found[video] = vector if vector is not None else np.empty(0)
+    asked = dict.fromkeys(ids)
+    faults["missing"] = [video for video in asked if video not in found]
+    faults["not asked for"] = [video for video in found if video not in asked]
+    complaints = [f"{len(which):,} ids {fault}: {shown(which)}" for fault, which in faults.items() if which]
+    if complaints or not found:
+        raise UserError("; ".join(complaints) or "holds no ids", file=name, fix="write it with `vidsim submit`")
+    return Submission(name, list(found), np.stack(list(found.values())))
+
+
+def score_submission(submission: Submission, pairs: Pairs) -> float:
+    """Spearman of cosines and raw labels, as the organisers' evaluator computes it (no pair is skipped).
+
+    Raises:
+        UserError: Videos of the pairs that are not in the submission, too few pairs, constant labels or cosines.
+    """
+    check_pairs(pairs, "--pairs")
+    rows1, rows2 = positions(pairs.id1, submission.ids), positions(pairs.id2, submission.ids)
+    missing = [video for video in pairs.unique_ids() if video not in set(submission.ids)] if (rows1 < 0).any() else []
+    if missing:
+        raise UserError(f"{len(missing):,} videos of the pairs are not in it: {shown(missing)}", file=submission.name)
+    cosines = pair_cosines(submission.vectors, rows1, rows2)
+    if cosines.min() == cosines.max():
+        raise UserError(f"constant predictions: every cosine is {cosines[0]:.6f}", file=submission.name)
+    return spearman(cosines, pairs.score)
+
+
+def rounding_effect(submission: Submission, embeddings: Embeddings) -> float:
+    """Largest change of a cosine by the rounding of the numbers, over 10,000 random pairs."""
+    rows = embeddings.rows_of(submission.ids)
+    first, second = np.random.default_rng(0).integers(0, len(rows), (2, _NUM_SAMPLED_PAIRS))
+    written = pair_cosines(submission.vectors, first, second)
+    exact = pair_cosines(embeddings.vectors, rows[first], rows[second])
+    return float(np.abs(written - exact).max())

@@ -1,0 +1,1 @@
+"""Finetuning on labelled pairs, and embedding with what came out."""

@@ -1,0 +1,122 @@
+"""Everything a finetuning run can be told; read from YAML and the command line by jsonargparse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vidsim.common.errors import UserError
+from vidsim.engine.adversarial import FgmConfig
+from vidsim.engine.ema import EmaConfig
+from vidsim.engine.loop import LoopConfig
+from vidsim.engine.optimizer import OptimizerConfig
+from vidsim.engine.schedule import ScheduleConfig
+from vidsim.finetune.tasks.similarity import SimilarityConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairDataConfig:
+    """Videos, labelled pairs and how they are split."""
+
+    videos: list[str]
+    """Data set folders that hold the videos of all pairs."""
+    pairs: str
+    """File of labelled pairs: id1, id2, score."""
+    validation: str | None = None
+    """File of validation pairs; null: `pairs` is split by `split`."""
+    split: Literal["video_disjoint", "pair_or", "random", "none"] = "video_disjoint"
+    """`video_disjoint`: no video of a validation pair is trained on. `pair_or`: the winner's rule (both ids % folds =
+    fold), which lets validation videos leak: its validation-test gap is .050, the strict split's .008. `random`: by
+    pair. `none`: all pairs train (a final fit with settings already chosen); the last step is taken."""
+    fold: int = 0
+    """Which fold validates."""
+    num_folds: int = 5
+    """Number of folds."""
+    seed: int = 0
+    """Of the split."""
+    score_range: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    """Lowest and highest score that is allowed."""
+    tags: str | None = None
+    """Tag vocabulary, where `task.tag_weight` is above 0."""
+    teacher: str | None = None
+    """Embeddings whose cosines are mixed into the labels, where `task.distill_weight` is above 0."""
+    bundled_sample: str | None = None
+    """Convert the sample that ships with vidsim into this folder first, if it is not there yet."""
+
+    def validate(self) -> None:
+        """Refuse folds and ranges that cannot be."""
+        if self.num_folds < 2:
+            raise UserError(f"{self.num_folds} is below 2", field="data.num_folds")
+        if not 0 <= self.fold < self.num_folds:
+            raise UserError(f"{self.fold} is not within 0 and {self.num_folds - 1}", field="data.fold")
+        if len(self.score_range) != 2 or self.score_range[0] >= self.score_range[1]:
+            raise UserError(f"{self.score_range} is not [lowest, highest]", field="data.score_range")
+        if not self.videos:
+            raise UserError("no data set folder is given", field="data.videos")
+        if self.split == "none" and self.validation is not None:
+            raise UserError("'none' and a validation file exclude each other", field="data.split")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """A finetuning run."""
+
+    init_from: str
+    """Checkpoint folder, or a run folder whose best checkpoint is taken."""
+    data: PairDataConfig
+    """Videos and pairs."""
+    output_dir: str = "runs/finetune/similarity"
+    """Run folder."""
+    num_epochs: float = 10.0
+    """Passes over the training pairs (the winner: 10; 98 % of the final score stands after one)."""
+    seed: int = 2021
+    """Of order and dropout."""
+    task: SimilarityConfig = field(default_factory=SimilarityConfig)
+    """Loss and label."""
+    pooling: Literal["mean", "first", "attention", "mean_unmasked", "attention_unmasked"] | None = None
+    """Another pooling than the checkpoint's; `attention` then starts untrained."""
+    reset_projection: bool = False
+    """Start the 256-d projection anew, as most published jobs do in effect."""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-5, head_learning_rate=5e-5)
+    )
+    """AdamW and its groups."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Learning rate over the steps."""
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    """Length and cadence."""
+    ema: EmaConfig | None = None
+    """Moving average of the weights that is evaluated and saved (WeChat 2022: +1.0 F1 point); null: none."""
+    fgm: FgmConfig | None = None
+    """A second pass on adversarial word embeddings (WeChat 2022: +.5 to +.7 F1 points); doubles the cost of a step."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast, weights stay fp32."""
+    trackers: list[str] = field(default_factory=list)
+    """wandb, tensorboard or trackio; metrics.jsonl is always written."""
+    resume: bool = False
+    """Go on from the newest valid checkpoint of `output_dir`."""
+    dry_run: bool = False
+    """Check everything, print what would be done, touch no device."""
+
+    def validate(self) -> None:
+        """All checks that need no device.
+
+        Raises:
+            UserError: Names the field, its value and what to do.
+        """
+        for part in (self.data, self.task, self.optimizer, self.schedule, self.loop):
+            part.validate()
+        if self.num_epochs <= 0:
+            raise UserError(f"{self.num_epochs} is not above 0", field="num_epochs")
+        for extra in (self.ema, self.fgm):
+            if extra is not None:
+                extra.validate()
+        if (self.task.tag_weight > 0) != (self.data.tags is not None):
+            raise UserError("data.tags and task.tag_weight go together", field="task.tag_weight", fix="set both or none")
+        if (self.task.distill_weight > 0) != (self.data.teacher is not None):
+            raise UserError("data.teacher and task.distill_weight go together", field="task.distill_weight")
+        if not Path(self.init_from).is_dir():
+            raise UserError("no such folder", file=self.init_from, field="init_from", fix="pretrain first")
+
+

@@ -1,0 +1,224 @@
+"""Finetune on labelled pairs: `accelerate launch finetune/run.py --config RECIPE.yaml [--field value …]`.
+
+Reads top to bottom: settings, checks, pairs, model, loop. The loop itself is `engine/loop.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from vidsim.common.entry import run_entry
+from vidsim.common.errors import UserError
+from vidsim.data.arrow import Videos, concat_videos, open_videos
+from vidsim.data.collators import to_device
+from vidsim.data.embeddings import read_embeddings
+from vidsim.data.pairs import Pairs, read_pairs
+from vidsim.data.samplers import MicroBatchSampler, RowOrder
+from vidsim.data.splits import describe, split_pairs
+from vidsim.data.tags import TagVocabulary
+from vidsim.engine.accelerator import banner_lines, make_accelerator
+from vidsim.engine.balance import BalanceConfig, LossBalancer
+from vidsim.engine.ema import ExponentialMovingAverage
+from vidsim.engine.loop import Hooks, Stage, Trainer, TrainResult, train
+from vidsim.engine.optimizer import describe as describe_groups
+from vidsim.engine.optimizer import make_optimizer, parameter_groups
+from vidsim.engine.reporting import Reporter
+from vidsim.engine.run_folder import RunFolder, checkpoint_of
+from vidsim.engine.seeding import seed_everything
+from vidsim.engine.settings import parse_settings
+from vidsim.finetune.config import FinetuneConfig
+from vidsim.finetune.tasks.similarity import PairCollator, PairRows, SimilarityModule, evaluate_pairs, pair_labels
+from vidsim.modeling.build import load_encoder
+from vidsim.modeling.model_card import write_model_card
+from vidsim.modeling.parameters import HEADS, layer_numbers
+from vidsim.modeling.processor import VideoTextProcessor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairData:
+    """Pairs of a run: train and validation, with transformed labels."""
+
+    videos: Videos
+    train: Pairs
+    validation: Pairs
+    train_labels: np.ndarray
+    validation_labels: np.ndarray
+    tags: TagVocabulary | None
+    lines: list[str]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the script and of `vidsim finetune`."""
+    settings = parse_settings(FinetuneConfig, argv, prog="vidsim finetune", description=__doc__ or "")
+    config: FinetuneConfig = settings.config
+    config.validate()
+    if config.data.bundled_sample is not None:
+        from vidsim.data.sample.prepare import prepare_sample
+
+        prepare_sample(Path(config.data.bundled_sample))
+    data = open_pairs(config)
+    if config.dry_run:
+        print("\n".join([*data.lines, f"steps: {num_steps(config, data, 1):,} on one process"]))
+        return 0
+    accelerator = make_accelerator(config.precision)
+    run = RunFolder.create(Path(config.output_dir), settings.yaml, resume=config.resume, accelerator=accelerator)
+    result = finetune(config, data, run, accelerator)
+    if result.interrupted and accelerator.is_main_process:
+        print(f"stopped at step {result.step}; go on with --resume", file=sys.stderr)
+    return 130 if result.interrupted else 0
+
+
+def open_pairs(config: FinetuneConfig) -> PairData:
+    """Read pairs, split them, transform labels; every id is looked up before any device is touched."""
+    options = config.data
+    opened = [open_videos(folder) for folder in options.videos]
+    videos = concat_videos(opened) if len(opened) > 1 else opened[0]
+    score_range = (options.score_range[0], options.score_range[1])
+    pairs = read_pairs(options.pairs, score_range=score_range)
+    lines = []
+    if options.validation is not None:
+        train_pairs, validation = pairs, read_pairs(options.validation, score_range=score_range)
+        shared = {*pairs.id1, *pairs.id2} & {*validation.id1, *validation.id2}
+        lines.append(
+            f"pairs: {len(train_pairs):,} train, {len(validation):,} validation from files; "
+            f"overlap: {len(shared):,} videos of validation pairs are trained on"
+        )
+    elif options.split == "none":
+        train_pairs = validation = pairs
+        lines.append(f"pairs: all {len(pairs):,} train; the validation figures below are on training pairs")
+    else:
+        split = split_pairs(pairs, options.split, options.fold, options.num_folds, options.seed)
+        train_pairs, validation = pairs.take(split.train), pairs.take(split.validation)
+        lines.append(describe(split, pairs))
+    videos.rows_of([*train_pairs.id1, *train_pairs.id2, *validation.id1, *validation.id2])
+    teacher = None
+    if options.teacher is not None:
+        embeddings = read_embeddings(options.teacher)
+        left, right = (embeddings.vectors[embeddings.rows_of(ids)] for ids in (train_pairs.id1, train_pairs.id2))
+        teacher = (left * right).sum(1) / (np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1))
+    try:
+        train_labels, validation_labels = pair_labels(config.task, train_pairs, validation, teacher)
+    except ValueError as error:
+        raise UserError(str(error), file=options.pairs, field="score") from error
+    return PairData(
+        videos=videos,
+        train=train_pairs,
+        validation=validation,
+        train_labels=train_labels,
+        validation_labels=validation_labels,
+        tags=TagVocabulary.from_file(options.tags) if options.tags else None,
+        lines=lines,
+    )
+
+
+def num_steps(config: FinetuneConfig, data: PairData, world_size: int) -> int:
+    """Optimizer steps of all epochs."""
+    loop = config.loop
+    global_batch_size = loop.micro_batch_size * loop.gradient_accumulation_steps * world_size
+    return max(1, round(config.num_epochs * len(data.train) / global_batch_size))
+
+
+def pair_batches(
+    config: FinetuneConfig, rows: PairRows, collator: PairCollator, accelerator: Accelerator, total: int, start: int
+) -> Iterable[dict[str, Any]]:
+    """The micro-batches of this rank from a step on."""
+    sampler = MicroBatchSampler(
+        RowOrder([np.arange(len(rows))], seed=config.seed),
+        micro_batch_size=config.loop.micro_batch_size,
+        gradient_accumulation_steps=config.loop.gradient_accumulation_steps,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        start_step=start,
+        num_steps=total,
+    )
+    return DataLoader(
+        rows,
+        batch_sampler=sampler,
+        collate_fn=collator,
+        num_workers=config.loop.num_workers,
+        generator=torch.Generator().manual_seed(config.seed),
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def finetune(config: FinetuneConfig, data: PairData, run: RunFolder, accelerator: Accelerator) -> TrainResult:
+    """Build everything and train. Collective."""
+    seed_everything(config.seed)
+    source = checkpoint_of(Path(config.init_from))
+    encoder, processor = load_encoder(source, pooling=config.pooling, reset_projection=config.reset_projection)
+    module = SimilarityModule(
+        encoder, config.task, num_tags=data.tags.size if data.tags else 0, seed=config.seed
+    ).to(accelerator.device)
+    layers, num_layers = layer_numbers(module, encoder)
+    heads = tuple(config.optimizer.head_parameters or HEADS)
+    groups = parameter_groups(module, config.optimizer, lambda name: name.startswith(heads), layers.get, num_layers)
+    reporter = Reporter(run, config.trackers, enabled=accelerator.is_main_process)
+    reporter.note([*banner_lines(accelerator), *describe_groups(groups), f"initial weights: {source}", *data.lines])
+
+    def evaluate() -> dict[str, float]:
+        try:
+            return evaluate_pairs(
+                module,
+                data.videos,
+                data.validation,
+                data.validation_labels,
+                processor,
+                batch_size=2 * config.loop.micro_batch_size,
+                accelerator=accelerator,
+            )
+        except ValueError as error:
+            raise UserError(f"the model cannot be scored: {error}", record=f"step {trainer.progress.step}") from error
+
+    total = num_steps(config, data, accelerator.num_processes)
+    rows = PairRows(data.videos, data.train, data.train_labels)
+    collator = PairCollator(processor, data.tags)
+    trainer = Trainer(
+        accelerator=accelerator,
+        module=module,
+        optimizer=make_optimizer(groups, config.optimizer, accelerator.device),
+        balancer=LossBalancer(BalanceConfig(), module.weights, []),
+        config=config.loop,
+        hooks=Hooks(
+            evaluate=evaluate,
+            export=partial(export, module, processor, config),
+            select="validation/spearman",
+            select_mode="max",
+        ),
+        reporter=reporter,
+        checkpoints=run.path / "checkpoints",
+        seed=config.seed,
+        ema=ExponentialMovingAverage(module, config.ema) if config.ema else None,
+        fgm=config.fgm,
+    )
+    if config.resume and trainer.resume():
+        reporter.note([f"resumed at step {trainer.progress.step:,}"])
+    stage = Stage(
+        num_steps=total,
+        schedule=config.schedule,
+        batches=partial(pair_batches, config, rows, collator, accelerator, total),
+    )
+    result = train(trainer, [stage], to_device)
+    reporter.finish(result)
+    accelerator.wait_for_everyone()
+    return result
+
+
+def export(module: SimilarityModule, processor: VideoTextProcessor, config: FinetuneConfig, folder: Path) -> None:
+    """Write the encoder as a self-contained Hugging Face checkpoint."""
+    module.encoder.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    write_model_card(folder, metrics={}, base_model=None, data=config.data.videos)
+
+
+if __name__ == "__main__":
+    sys.exit(run_entry(main))

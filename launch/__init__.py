@@ -1,0 +1,1 @@
+"""The vidsim command, recipes and launch files; nothing imports it."""

@@ -1,0 +1,119 @@
+"""The `vidsim` command: finds the command's own `main` and hands the arguments over.
+
+Modules are imported only when their command is called, so that `vidsim --help` and the commands that need no
+torch start at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from importlib.metadata import version
+
+from vidsim.common.entry import run_entry
+from vidsim.common.errors import UserError
+
+COMMANDS: dict[str, dict[str, str]] = {
+    "Data": {
+        "convert": "turn competition files or your own tables into a data set folder",
+        "generate": "make a synthetic data set of any size, for tests and benchmarks",
+        "verify": "re-check every shard of a data set folder against its manifest",
+        "inspect": "show what a data set folder holds",
+        "split": "split labelled pairs so that no video of a test pair is trained on",
+    },
+    "Training": {
+        "pretrain": "pretrain the encoder on unlabelled videos",
+        "finetune": "finetune a checkpoint on labelled pairs",
+        "embed": "write the embeddings of a data set with a checkpoint",
+    },
+    "Using embeddings": {
+        "ensemble": "fuse the embeddings of several models into one file",
+        "score": "Spearman of embeddings on labelled pairs, with its interval",
+        "submit": "write the competition's result.zip from embeddings",
+        "search": "the videos most like a given one",
+    },
+    "All of it": {
+        "demo": "run the whole path on the bundled sample",
+    },
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `vidsim ARGV`; returns the exit code (see `vidsim.common.entry.run_entry`)."""
+    return run_entry(dispatch, argv)
+
+
+def dispatch(argv: list[str] | None) -> int:
+    """Find the command and call its `main`.
+
+    Raises:
+        UserError: There is no such command; names the closest one.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = words[0] if words else None
+    match name:
+        case None:
+            print(usage(), file=sys.stderr)
+            return 2
+        case "-h" | "--help" | "help":
+            print(usage())
+            return 0
+        case "-V" | "--version":
+            print(f"vidsim {version('vidsim')}")
+            return 0
+        case "convert":
+            from vidsim.data.convert.run import main as command
+        case "generate":
+            from vidsim.data.synthetic import main as command
+        case "verify":
+            from vidsim.data.verify import main as command
+        case "inspect":
+            from vidsim.data.inspection import main as command
+        case "split":
+            from vidsim.data.splits import main as command
+        case "pretrain":
+            from vidsim.pretrain.run import main as command
+        case "finetune":
+            from vidsim.finetune.run import main as command
+        case "embed":
+            from vidsim.finetune.embed import main as command
+        case "ensemble":
+            from vidsim.ensemble.fuse import main as command
+        case "score":
+            from vidsim.ensemble.score import main as command
+        case "submit":
+            from vidsim.ensemble.submission import main as command
+        case "search":
+            from vidsim.retrieval.search import main as command
+        case "demo":
+            from vidsim.launch.demo import main as command
+        case _:
+            raise unknown_command(name)
+    return command(words[1:])
+
+
+def usage() -> str:
+    """The help page: every command with its line, by stage."""
+    lines = ["usage: vidsim COMMAND [options]      vidsim COMMAND --help explains one command", ""]
+    for stage, commands in COMMANDS.items():
+        lines += [stage, *(f"  {name:<10} {text}" for name, text in commands.items()), ""]
+    lines += [
+        "Options",
+        "  --debug    show the traceback behind an error line; works with every command",
+        "  --version  print the version",
+        "",
+        "On several GPUs: `accelerate launch pretrain/run.py` takes the options of `vidsim pretrain`.",
+    ]
+    return "\n".join(lines)
+
+
+def unknown_command(name: str) -> UserError:
+    """The error for a name that is no command, with the closest that is."""
+    names = [command for commands in COMMANDS.values() for command in commands]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    fix = f"did you mean `vidsim {close[0]}`?" if close else "`vidsim --help` lists the commands"
+    return UserError(f"'{name}' is not a vidsim command", fix=fix)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Pretraining objectives: a head, its loss and its configuration."""

@@ -1,0 +1,37 @@
+"""Which layer of the text encoder a parameter belongs to, and which parameters are heads: for learning rates."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .encoder import VideoTextEncoder
+
+HEADS = ("objectives.", "tags.", "encoder.embedding_head.", "encoder.attention_pooling.")
+"""Prefixes of the parameters, in the modules that are trained, which no text checkpoint brings along. The published
+code counts only the tag head, the projection and the attention pooling; its presets say so themselves."""
+
+
+def layer_numbers(module: nn.Module, encoder: VideoTextEncoder) -> tuple[dict[str, int], int]:
+    """Number the layers of the text encoder, bottom to top.
+
+    Args:
+        module: What is trained; contains `encoder`.
+        encoder: Its encoder.
+
+    Returns:
+        Parameter name in `module` -> 0 for word, position and type embeddings, 1 … L for the layers; parameters outside
+        (streams, heads, a final norm) are not in it. And L.
+    """
+    layers = next(part for part in encoder.text.modules() if isinstance(part, nn.ModuleList) and len(part))
+    number = {
+        id(parameter): index + 1 for index, layer in enumerate(layers) for parameter in layer.parameters()
+    }
+    for name, parameter in encoder.text.named_parameters():
+        if "embeddings" in name.split("."):
+            number.setdefault(id(parameter), 0)
+    names = {
+        name: number[id(parameter)]
+        for name, parameter in module.named_parameters()
+        if id(parameter) in number
+    }
+    return names, len(layers)

@@ -1,0 +1,270 @@
+"""Pretrain: `accelerate launch pretrain/run.py [--config RECIPE.yaml] [--field value …]`; no arguments = the demo recipe.
+
+Reads top to bottom: settings, checks, data, model, loop. The loop itself is `engine/loop.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from vidsim.common.entry import run_entry
+from vidsim.common.errors import UserError
+from vidsim.data.collators import PretrainCollator, VideoRows, to_device
+from vidsim.data.corpus import Corpus, open_corpus, read_excluded
+from vidsim.data.pairs import Pairs, read_pairs
+from vidsim.data.samplers import MicroBatchSampler, RowOrder
+from vidsim.data.tags import TagVocabulary
+from vidsim.data.corpus_tokenizer import corpus_tokenizer
+from vidsim.engine.accelerator import banner_lines, make_accelerator
+from vidsim.engine.balance import LossBalancer
+from vidsim.engine.loop import Hooks, Stage, Trainer, TrainResult, train
+from vidsim.engine.optimizer import describe as describe_groups
+from vidsim.engine.optimizer import make_optimizer, parameter_groups
+from vidsim.engine.reporting import Reporter
+from vidsim.engine.run_folder import RunFolder
+from vidsim.engine.seeding import seed_everything
+from vidsim.engine.settings import parse_settings
+from vidsim.modeling.build import build_encoder, build_processor
+from vidsim.modeling.initialization import load_mlm_head
+from vidsim.modeling.model_card import write_model_card
+from vidsim.modeling.parameters import HEADS, layer_numbers
+from vidsim.modeling.processor import VideoTextProcessor
+from vidsim.pretrain.config import PretrainConfig
+from vidsim.pretrain.evaluate import held_out_losses, probe_spearman
+from vidsim.pretrain.module import PretrainModule
+
+DEMO_RECIPE = Path(__file__).resolve().parent.parent / "launch/recipes/pretrain/demo.yaml"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the script and of `vidsim pretrain`."""
+    settings = parse_settings(
+        PretrainConfig, argv, prog="vidsim pretrain", description=__doc__ or "", default_recipe=DEMO_RECIPE
+    )
+    config: PretrainConfig = settings.config
+    config.validate()
+    prepare_sample(config)
+    corpus = open_training_corpus(config)
+    probe = open_probe(config)
+    if config.dry_run:
+        print("\n".join(describe(config, corpus, world_size=1)))
+        return 0
+    accelerator = make_accelerator(config.precision)
+    run = RunFolder.create(Path(config.output_dir), settings.yaml, resume=config.resume, accelerator=accelerator)
+    result = pretrain(config, corpus, probe, run, accelerator)
+    if result.interrupted and accelerator.is_main_process:
+        print(f"stopped at step {result.step}; go on with --resume true", file=sys.stderr)
+    return 130 if result.interrupted else 0
+
+
+def prepare_sample(config: PretrainConfig) -> None:
+    """Convert the bundled sample where a recipe asks for it."""
+    if config.data.bundled_sample is not None:
+        from vidsim.data.sample.prepare import prepare_sample as convert_sample
+
+        convert_sample(Path(config.data.bundled_sample))
+
+
+def open_training_corpus(config: PretrainConfig) -> Corpus:
+    """All data sets of all stages, with the excluded and held-out rows set apart."""
+    folders = [folder for stage in config.data.stages for folder in stage.data]
+    return open_corpus(
+        folders, excluded=read_excluded(config.data.exclude), held_out_fraction=config.data.held_out_fraction
+    )
+
+
+def open_probe(config: PretrainConfig) -> tuple[Corpus, Pairs] | None:
+    """Videos and pairs of the probe."""
+    if config.probe is None:
+        return None
+    corpus = open_corpus(config.probe.data, excluded=set(), held_out_fraction=0.0)
+    pairs = read_pairs(config.probe.pairs).head(config.probe.max_pairs)
+    corpus.videos.rows_of([*pairs.id1, *pairs.id2])  # names the missing ones now, not after the first epoch
+    return corpus, pairs
+
+
+def stage_steps(config: PretrainConfig, corpus: Corpus, world_size: int) -> list[int]:
+    """Optimizer steps of each stage: its epochs in global batches, rounded."""
+    loop = config.loop
+    global_batch_size = loop.micro_batch_size * loop.gradient_accumulation_steps * world_size
+    rows = [sum(len(corpus.trainable[name]) for name in stage.data) for stage in config.data.stages]
+    epochs = [stage.num_epochs * config.data.epoch_scale for stage in config.data.stages]
+    return [max(1, round(count * share / global_batch_size)) for count, share in zip(rows, epochs, strict=True)]
+
+
+def describe(config: PretrainConfig, corpus: Corpus, world_size: int) -> list[str]:
+    """Lines for the banner and the dry run."""
+    lines = [
+        f"videos: {len(corpus.videos):,} in {len(corpus.trainable)} data sets; "
+        f"{corpus.num_excluded:,} excluded, {len(corpus.held_out):,} held out"
+    ]
+    for number, (stage, steps) in enumerate(zip(config.data.stages, stage_steps(config, corpus, world_size), strict=True)):
+        lines.append(
+            f"stage {number + 1}: {', '.join(stage.data)} ({stage.order}), {stage.num_epochs * config.data.epoch_scale:g} "
+            f"epochs = {steps:,} steps"
+        )
+    active = [name for name, value in vars(config.objectives).items() if value is not None]
+    lines.append(f"objectives: {', '.join(active)} (balance: {config.balance.mode})")
+    if not config.data.exclude:
+        lines.append("note: data.exclude is empty, so videos of validation and test pairs may be trained on")
+    return lines
+
+
+def stage_batches(
+    config: PretrainConfig, corpus: Corpus, stage_number: int, num_steps: int, collator: PretrainCollator, rank: int,
+    world_size: int, start_step: int,
+) -> Iterable[dict[str, Any]]:  # fmt: skip
+    """The micro-batches of one rank in one stage, from a step on."""
+    stage = config.data.stages[stage_number]
+    order = RowOrder(
+        [corpus.trainable[name] for name in stage.data], order=stage.order, seed=config.seed + stage_number
+    )
+    sampler = MicroBatchSampler(
+        order,
+        micro_batch_size=config.loop.micro_batch_size,
+        gradient_accumulation_steps=config.loop.gradient_accumulation_steps,
+        rank=rank,
+        world_size=world_size,
+        start_step=start_step,
+        num_steps=num_steps,
+    )
+    # An own generator: otherwise each new iterator draws from the global one, and a resumed run differs.
+    return DataLoader(
+        VideoRows(corpus.videos),
+        batch_sampler=sampler,
+        collate_fn=collator,
+        num_workers=config.loop.num_workers,
+        generator=torch.Generator().manual_seed(config.seed),
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def pretrain(
+    config: PretrainConfig, corpus: Corpus, probe: tuple[Corpus, Pairs] | None, run: RunFolder, accelerator: Any
+) -> TrainResult:
+    """Build everything and train. Collective."""
+    seed_everything(config.seed)
+    with accelerator.main_process_first():
+        tokenizer = corpus_tokenizer(
+            config.tokenizer, config.model.init_from, corpus.videos, corpus.trainable.values(), run.path / "tokenizer"
+        )
+        tags = tag_vocabulary(config, corpus, run.path / "tags.txt")
+    streams = corpus.videos.streams
+    processor = build_processor(config.model, tokenizer, streams)
+    encoder, load_report = build_encoder(config.model, tokenizer, streams)
+    module = PretrainModule(encoder, config.objectives, num_tags=tags.size if tags else 0, seed=config.seed)
+    reports = [load_report] if load_report is not None else []
+    if config.model.init_from is not None and "mlm" in module.objectives:
+        reports.append(load_mlm_head(config.model.init_from, module.objectives["mlm"].head))
+    module.to(accelerator.device)
+    layers, num_layers = layer_numbers(module, encoder)
+    heads = tuple(config.optimizer.head_parameters or HEADS)
+    groups = parameter_groups(module, config.optimizer, lambda name: name.startswith(heads), layers.get, num_layers)
+    steps = stage_steps(config, corpus, accelerator.num_processes)
+    reporter = Reporter(run, config.trackers, enabled=accelerator.is_main_process)
+    reporter.note([*banner_lines(accelerator), *describe(config, corpus, accelerator.num_processes)])
+    reporter.note([*describe_groups(groups), *(f"from {config.model.init_from}: {report}" for report in reports)])
+
+    collator = PretrainCollator(
+        processor,
+        tags=tags,
+        masking=config.masking,
+        seed=config.seed,
+        mask_text=config.objectives.mlm is not None,
+        mask_frames=config.objectives.mfm is not None,
+    )
+    held_out = corpus.held_out[: config.data.held_out_max_rows]
+    if not len(held_out) and probe is None:
+        raise UserError(
+            "nothing to evaluate on: no row is held out and no probe is given",
+            field="data.held_out_fraction",
+            fix="raise it, or set a probe",
+        )
+
+    def evaluate() -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        batch_size = config.loop.micro_batch_size
+        if len(held_out):
+            metrics |= held_out_losses(module, accelerator, corpus.videos, held_out, collator, batch_size)
+        if probe is not None:
+            metrics |= probe_spearman(module, accelerator, probe[0].videos, probe[1], processor, batch_size)
+        return metrics
+
+    trainer = Trainer(
+        accelerator=accelerator,
+        module=module,
+        optimizer=make_optimizer(groups, config.optimizer, accelerator.device),
+        balancer=LossBalancer(config.balance, module.weights, module.shared_parameters()),
+        config=config.loop,
+        hooks=Hooks(
+            evaluate=evaluate,
+            export=partial(export, module, processor, config),
+            select="held_out/loss" if len(held_out) else "probe/spearman",
+            select_mode="min" if len(held_out) else "max",
+        ),
+        reporter=reporter,
+        checkpoints=run.path / "checkpoints",
+        seed=config.seed,
+    )
+    if config.resume and trainer.resume():
+        reporter.note([f"resumed at step {trainer.progress.step:,}"])
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    stages = [
+        Stage(
+            num_steps=num_steps,
+            schedule=config.schedule,
+            batches=partial(_batches, config, corpus, number, num_steps, collator, rank, world_size),
+        )
+        for number, num_steps in enumerate(steps)
+    ]
+    result = train(trainer, stages, to_device)
+    reporter.finish(result)
+    accelerator.wait_for_everyone()
+    return result
+
+
+def _batches(*arguments: Any) -> Iterable[dict[str, Any]]:
+    return stage_batches(*arguments)
+
+
+def tag_vocabulary(config: PretrainConfig, corpus: Corpus, path: Path) -> TagVocabulary | None:
+    """The vocabulary of VTC, saved with the run; built on training rows only where no file is given."""
+    if config.objectives.vtc is None:
+        return None
+    if path.is_file():
+        return TagVocabulary.from_file(path)
+    if config.data.tags is not None:
+        tags = TagVocabulary.from_file(config.data.tags, size=config.data.num_tags)
+    else:
+        tags = TagVocabulary.build(
+            corpus.videos,
+            size=config.data.num_tags,
+            min_count=config.data.min_tag_count,
+            rows=np.concatenate(list(corpus.trainable.values())),
+        )
+    tags.save(path)
+    return tags
+
+
+def export(module: PretrainModule, processor: VideoTextProcessor, config: PretrainConfig, folder: Path) -> None:
+    """Write the encoder as a self-contained Hugging Face checkpoint."""
+    module.encoder.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    write_model_card(
+        folder,
+        metrics={},
+        base_model=config.model.init_from,
+        data=[name for stage in config.data.stages for name in stage.data],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_entry(main))

@@ -1,0 +1,1 @@
+"""Search over embeddings. Needs no torch."""

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import pearsonr, spearmanr
+
+from vidsim.modeling.metrics import (
+    bootstrap,
+    mean_reciprocal_rank,
+    mse,
+    pearson,
+    recall_at_k,
+    spearman,
+    tie_ceiling,
+)
+
+
+def pairs(num: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 5, num) / 4
+    return labels + generator.normal(size=num), labels
+
+
+def test_spearman_by_hand() -> None:
+    # Ranks 1, 2, 3 against 2, 1, 3: 1 - 6 * 2 / (3 * 8).
+    assert spearman([0.1, 0.2, 0.9], [5.0, 1.0, 7.0]) == pytest.approx(0.5)
+    assert spearman([3.0, 2.0, 1.0], [0.0, 0.5, 1.0]) == pytest.approx(-1.0)
+
+
+def test_correlations_equal_scipy_with_ties() -> None:
+    predictions, labels = pairs(200)
+    assert spearman(predictions, labels) == pytest.approx(spearmanr(predictions, labels).statistic)
+    assert pearson(predictions, labels) == pytest.approx(pearsonr(predictions, labels).statistic)
+    assert pearson([1e-300, 2e-300, 4e-300], [1.0, 2.0, 4.0]) == pytest.approx(1.0)
+
+
+def test_mse_by_hand() -> None:
+    assert mse([0.5, 1.0], [0.0, 1.0]) == pytest.approx(0.125)
+    assert mse([0.5], [0.5]) == 0.0
+
+
+@pytest.mark.parametrize("metric", [spearman, pearson])
+def test_refuses_what_has_no_correlation(metric: object) -> None:
+    assert callable(metric)
+    for predictions, labels, message in (
+        ([0.5, 0.5, 0.5], [0.0, 0.5, 1.0], "all 3 predictions are the same"),
+        ([0.0, 0.5, 1.0], [1.0, 1.0, 1.0], "all 3 labels are the same"),
+        ([0.0, float("nan"), 1.0], [1.0, 0.0, 1.0], "1 of 3 predictions are not finite, first at 1: nan"),
+        ([0.0, 0.1], [float("inf"), 0.0], "labels are not finite"),
+        ([0.0], [0.0], "at least 2"),
+        ([0.0, 0.1], [0.0], "one length"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            metric(predictions, labels)
+
+
+def test_tie_ceiling_is_reached_by_a_perfect_ranking_without_ties() -> None:
+    labels = np.array([0.0, 0.0, 0.0, 0.5, 1.0, 1.0])
+    # Groups of 3, 1, 2: 1 - (24 + 0 + 6) / 210.
+    assert tie_ceiling(labels) == pytest.approx(np.sqrt(1 - 30 / 210))
+    assert spearman(np.arange(6), labels) == pytest.approx(tie_ceiling(labels))
+    assert tie_ceiling([0.1, 0.2, 0.3]) == 1.0
+    with pytest.raises(ValueError, match="all 2 labels"):
+        tie_ceiling([0.5, 0.5])
+
+
+def test_bootstrap_interval_covers_the_value_and_repeats() -> None:
+    predictions, labels = pairs(300)
+    interval = bootstrap(predictions, labels, num_resamples=300)
+    assert interval.value == spearman(predictions, labels)
+    assert interval.low < interval.value < interval.high
+    assert interval == bootstrap(predictions, labels, num_resamples=300)
+    assert interval != bootstrap(predictions, labels, num_resamples=300, seed=1)
+    # Large-sample standard error of a correlation r: about (1 - r^2) / sqrt(N).
+    width = 2 * 1.96 * (1 - interval.value**2) / np.sqrt(300)
+    assert interval.high - interval.low == pytest.approx(width, rel=0.3)
+    assert str(interval) == f"{interval.value:.4f} [{interval.low:.4f}, {interval.high:.4f}]"
+
+
+def test_bootstrap_over_groups_sees_that_copies_tell_nothing_new() -> None:
+    predictions, labels = pairs(100)
+    single = bootstrap(predictions, labels, num_resamples=300)
+    videos = np.tile([f"v{index}" for index in range(100)], 9)
+    copied = bootstrap(np.tile(predictions, 9), np.tile(labels, 9), groups=videos, num_resamples=300)
+    naive = bootstrap(np.tile(predictions, 9), np.tile(labels, 9), num_resamples=300)
+    assert copied.high - copied.low == pytest.approx(single.high - single.low, rel=0.2)
+    assert (naive.high - naive.low) * 2 < copied.high - copied.low
+    with pytest.raises(ValueError, match="groups"):
+        bootstrap(predictions, labels, groups=[1, 2])
+
+
+def test_bootstrap_of_too_few_pairs_is_refused() -> None:
+    with pytest.raises(ValueError, match="too few pairs"):
+        bootstrap([0.1, 0.2], [0.0, 1.0], num_resamples=200)
+    assert bootstrap([0.1, 0.2], [0.0, 1.0], mse, num_resamples=50).num_resamples == 50
+
+
+SCORES = [[0.9, 0.8, 0.1, 0.7], [0.2, 0.5, 0.5, 0.1]]
+RELEVANT = [[False, True, False, True], [False, True, False, False]]
+
+
+def test_recall_by_hand() -> None:
+    # Query 0: order 0, 1, 3, 2. Query 1: the relevant item is level with an irrelevant one, which goes first.
+    assert recall_at_k(SCORES, RELEVANT, 1) == 0.0
+    assert recall_at_k(SCORES, RELEVANT, 2) == pytest.approx((0.5 + 1.0) / 2)
+    assert recall_at_k(SCORES, RELEVANT, 3) == 1.0
+
+
+def test_mean_reciprocal_rank_by_hand() -> None:
+    assert mean_reciprocal_rank(SCORES, RELEVANT) == pytest.approx(0.5)
+    assert mean_reciprocal_rank([[1.0, 2.0, 3.0]], [[True, False, True]]) == 1.0
+
+
+def test_retrieval_metrics_refuse_bad_input() -> None:
+    with pytest.raises(ValueError, match="1 of 2 queries have no relevant item"):
+        recall_at_k(SCORES, [[False] * 4, RELEVANT[1]], 1)
+    with pytest.raises(ValueError, match=r"k must be in 1\.\.4, not 5"):
+        recall_at_k(SCORES, RELEVANT, 5)
+    with pytest.raises(ValueError, match="not finite"):
+        mean_reciprocal_rank([[float("nan"), 1.0]], [[True, False]])
+    with pytest.raises(ValueError, match="one shape"):
+        mean_reciprocal_rank(SCORES, [[True]])

@@ -35,6 +35,14 @@ class _Part:
     manifest: Manifest
 
 
+@dataclass(frozen=True)
+class _Cells:
+    """A binary column as NumPy views of the file; an Arrow scalar would copy the cell."""
+
+    offsets: npt.NDArray[np.int32]
+    data: npt.NDArray[np.uint8]
+
+
 class Videos:
     """The videos of one or more data sets, memory-mapped.
 
@@ -65,7 +73,7 @@ class Videos:
         self._names = tuple(schema.arrow_schema(self.streams).names)
         self._columns = tuple([*_TEXT_COLUMNS, *self.streams])
         # The columns of a batch, once its offsets and text have been checked (see `_arrays`).
-        self._checked: list[dict[str, pa.Array] | None] = [None] * len(self._batches)
+        self._checked: list[dict[str, pa.Array | _Cells] | None] = [None] * len(self._batches)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the folders and manifests, not the maps."""
@@ -115,13 +123,14 @@ class Videos:
         position = index - self._starts[number]
         row: VideoRow = {}
         for name in columns:
-            cell = arrays[name][position]
-            dim = self.streams.get(name)
-            if dim is None:
-                row[name] = cell.as_py()
+            cells = arrays[name]
+            if isinstance(cells, pa.Array):
+                row[name] = cells[position].as_py()
                 continue
+            dim = self.streams[name]
+            start, stop = cells.offsets[position : position + 2]
             try:
-                row[name] = np.frombuffer(cell.as_buffer(), np.float16).reshape(-1, dim)
+                row[name] = cells.data[start:stop].view(np.float16).reshape(-1, dim)
             except ValueError:
                 raise UserError(
                     f"does not hold whole vectors of {dim} float16",
@@ -132,14 +141,16 @@ class Videos:
                 ) from None
         return row
 
-    def _arrays(self, number: int) -> dict[str, pa.Array]:
+    def _arrays(self, number: int) -> dict[str, pa.Array | _Cells]:
         """Columns of a record batch, checked on first use: a flipped byte must not lead outside the file."""
         batch = self._batches[number]
         try:
             batch.validate(full=True)
         except _DAMAGE as error:
             raise UserError(f"is damaged ({error})", file=self._files[number], fix=_MEND) from None
-        arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
+        arrays: dict[str, pa.Array | _Cells] = {}
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            arrays[name] = _map_cells(column) if name in self.streams else column
         self._checked[number] = arrays
         return arrays
 
@@ -293,11 +304,20 @@ def map_shard(path: Path, shard: ShardInfo, streams: Mapping[str, int]) -> list[
     wanted = [(field.name, str(field.type)) for field in expected]
     if found != wanted:
         missing = [f"{name} ({kind})" for name, kind in wanted if (name, kind) not in found]
-        detail = f"has no column {missing[0]}, which the manifest asks for" if missing else "has other columns"
-        raise UserError(detail, file=path, field="columns", fix=_MEND)
+        detail = f"has no column {missing[0]}" if missing else f"has other columns: {found}"
+        raise UserError(f"{detail}; the manifest asks for {wanted}", file=path, fix=_MEND)
     num_rows = sum(len(batch) for batch in batches)
     if num_rows != shard.num_rows:
         raise UserError(
             f"holds {num_rows:,} rows, the manifest says {shard.num_rows:,}", file=path, fix=_MEND
         )
     return [batch for batch in batches if len(batch)]
+
+
+def _map_cells(column: pa.Array) -> _Cells:
+    _, offsets, data = column.buffers()
+    first = column.offset
+    return _Cells(
+        offsets=np.frombuffer(offsets, np.int32, count=first + len(column) + 1)[first:],
+        data=np.frombuffer(data if data is not None else b"", np.uint8),
+    )

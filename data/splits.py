@@ -101,21 +101,21 @@ def split_fractions(pairs: Pairs, fractions: Sequence[float] = (0.7, 0.15, 0.15)
 
     Args:
         pairs: The pairs.
-        fractions: Shares of train, validation and test; they add up to 1, test may be 0.
+        fractions: Shares of train, validation and test; each above 0, they add up to 1.
         seed: Another seed cuts the graph elsewhere.
 
     Raises:
         UserError: Fractions that are not three shares, or a part without pairs.
     """
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise UserError(
-            f"{' '.join(f'{share:g}' for share in fractions)} are not three shares that add up to 1",
+            f"{' '.join(f'{share:g}' for share in fractions)} are not three shares above 0 that add up to 1",
             field="fractions",
         )
     ends = _ends(pairs)
     parts: list[list[Indices]] = [[], [], []]
     # The groups share no video, so that each can be cut by itself.
-    for group in _strata(ends, min(share for share in fractions if share > 0), seed):
+    for group in _strata(ends, min(fractions), seed):
         test = group[: round(fractions[2] * len(group))]
         rest = group[len(test) :]
         free = rest[~_touches(ends, rest, test)]
@@ -127,8 +127,7 @@ def split_fractions(pairs: Pairs, fractions: Sequence[float] = (0.7, 0.15, 0.15)
     train, validation, test = (np.sort(np.concatenate(part)) for part in parts)
     used = np.concatenate([train, validation, test])
     dropped = np.setdiff1d(np.arange(len(pairs), dtype=np.int64), used)
-    wanted = zip(("train", "validation", "test"), (train, validation, test), fractions, strict=True)
-    _check_not_empty({name: part for name, part, share in wanted if share > 0}, len(pairs))
+    _check_not_empty({"train": train, "validation": validation, "test": test}, len(pairs))
     return Split(train, validation, dropped, _overlap(ends, train, validation), test)
 
 

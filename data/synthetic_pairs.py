@@ -1,7 +1,7 @@
 """The pairs of a generated competition: which videos are compared, and the score of each pair.
 
-The graph follows the published one (22,040 components over 63,613 videos and 67,899 pairs; the largest has 16,664
-videos and about 43 thousand pairs, nearly all others are single pairs); the scores follow the published shares.
+The graph follows the published one (22,040 components over 63,613 videos and 67,899 pairs; the largest has
+16,664 videos and about 43 thousand pairs, most others are single pairs); so do the shares of the scores.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from vidsim.data.synthetic_world import Latents, World
 
-# Shares of the levels 0, .05, ..., 1: those of 0, .5 and 1, mean .359, sd .379 and the rank of .05, .1, .25, .75 and
-# .95 are published; the rest is filled in.
+# Shares of the levels 0, .05, ..., 1: those of 0, .5 and 1, mean .359, sd .379 and the ranks of .05, .1, .25,
+# .75 and .95 are published; the rest is filled in.
 LEVEL_SHARES = (
-    (0.364, 0.055, 0.035, 0.025, 0.022, 0.021, 0.022, 0.018, 0.024, 0.018, 0.069)
-    + (0.020, 0.027, 0.023, 0.030, 0.030, 0.018, 0.010, 0.012, 0.018, 0.139)
-)  # fmt: skip
+    *(0.364, 0.055, 0.035, 0.025, 0.022, 0.021, 0.022, 0.018, 0.024, 0.018, 0.069),
+    *(0.020, 0.027, 0.023, 0.030, 0.030, 0.018, 0.010, 0.012, 0.018, 0.139),
+)
 _SHARE_OUTSIDE_LARGEST = 0.367  # of the pairs
 _VIDEOS_PER_PAIR_IN_LARGEST = 0.3875
 _SMALLEST_GRAPH = 60  # pairs; fewer are all put outside the largest component

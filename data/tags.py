@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -91,7 +93,11 @@ class TagVocabulary:
 
     @classmethod
     def build(
-        cls, videos: Videos, size: int | None = None, min_count: int = 1, rows: npt.NDArray[np.int64] | None = None
+        cls,
+        videos: Videos,
+        size: int | None = None,
+        min_count: int = 1,
+        rows: npt.NDArray[np.int64] | None = None,
     ) -> TagVocabulary:
         """Take the most frequent tags of a data set; equally frequent ones in the order of their UTF-8 bytes.
 

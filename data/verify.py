@@ -167,22 +167,23 @@ def _verify_batch(batch: pa.RecordBatch, manifest: Manifest) -> Iterator[tuple[i
     for row in _not_plain(batch.column(schema.ID)):
         yield row, schema.ID, "is empty or holds control characters or outer blanks"
     tags = batch.column(schema.TAGS)
-    parents = pc.list_parent_indices(tags)
-    for row in sorted({parents[position].as_py() for position in _not_plain(tags.flatten())}):
+    flat, parents = tags.flatten(), pc.list_parent_indices(tags)
+    bad = [*_not_plain(flat), *pc.indices_nonzero(pc.is_null(flat)).to_pylist()]
+    for row in sorted({parents[position].as_py() for position in bad}):
         yield row, schema.TAGS, "a tag is null, empty or holds control characters or outer blanks"
-    if not manifest.has_tags and len(tags.flatten()):
+    if not manifest.has_tags and len(flat):
         yield parents[0].as_py(), schema.TAGS, "has tags, but the manifest says has_tags: false"
     for name, info in manifest.streams.items():
         yield from _verify_stream(batch, name, info.dim)
 
 
 def _not_plain(column: pa.Array) -> list[int]:
-    """Positions of text that `is_plain_line` refuses, or null."""
+    """Positions of text that `is_plain_line` refuses; null is not text."""
     bad = pc.or_(
         pc.or_(pc.equal(pc.binary_length(column), 0), pc.match_substring_regex(column, _CONTROL)),
         pc.not_equal(pc.utf8_trim_whitespace(column), column),
     )
-    positions: list[int] = pc.indices_nonzero(pc.fill_null(bad, True)).to_pylist()
+    positions: list[int] = pc.indices_nonzero(pc.fill_null(bad, False)).to_pylist()
     return positions
 
 
@@ -223,8 +224,12 @@ def main(argv: list[str] | None = None) -> int:
             print(f"OK {result}", flush=True)
     if problems:
         first = problems[0]
-        count = f"{len(problems):,} problem{'s' if len(problems) > 1 else ''}, first: "
+        count = f"{len(problems):,} problem{'s' if len(problems) > 1 else ''} in all"
         raise UserError(
-            count + first.message, file=first.file, record=first.record, field=first.field, fix=first.fix
+            f"{first.message} ({count})",
+            file=first.file,
+            record=first.record,
+            field=first.field,
+            fix=first.fix,
         )
     return 0

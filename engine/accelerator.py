@@ -1,8 +1,9 @@
 """The only place an Accelerator is made: everything is passed explicitly, and the world size is checked.
 
-Observed with accelerate 1.15: `accelerate launch --cpu --num_processes 2` runs one process without a word; two
-processes on a machine without a GPU each believe that they are alone; the user's own default configuration changes
-precision, gradient accumulation (which divides the loss) and compilation through the environment.
+Observed with accelerate 1.15: `accelerate launch --cpu --num_processes 2` runs one process without a word;
+two processes on a machine without a GPU each believe that they are alone; the user's own default
+configuration changes precision, gradient accumulation (which divides the loss) and compilation through the
+environment.
 """
 
 from __future__ import annotations
@@ -52,14 +53,14 @@ def make_accelerator(
 
     Args:
         precision: `bf16` is autocast, weights stay fp32.
-        gradient_accumulation_steps: `Accelerator.backward` divides by it; 1 where the losses are already means
-            over the whole step.
+        gradient_accumulation_steps: `Accelerator.backward` divides by it; 1 where the losses are already
+            means over the whole step.
         timeout_seconds: A collective that takes longer ends the run.
         tf32: On CUDA, let fp32 matrix products round their inputs to 10 bits of mantissa.
 
     Raises:
-        UserError: An unknown precision, a launch that does not start as many processes as were asked for, more
-            processes than GPUs, or a foreign backend in the accelerate configuration.
+        UserError: An unknown precision, a launch that does not start as many processes as were asked for,
+            more processes than GPUs, or a foreign backend in the accelerate configuration.
     """
     _check_precision(precision)
     _check_environment()
@@ -98,12 +99,16 @@ def make_accelerator(
 def banner_lines(accelerator: Accelerator) -> list[str]:
     """Where and with what this run computes: processes, device, precision, package path, versions."""
     device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    )
     precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
     if device.type == "cuda":
         precision += f", fp32 matrix products: {torch.get_float32_matmul_precision()}"
     processes = "1 process" if accelerator.num_processes == 1 else f"{accelerator.num_processes} processes"
-    packages = " · ".join(f"{package} {version_of(package)}" for package in ("torch", "accelerate", "transformers"))
+    packages = " · ".join(
+        f"{package} {version_of(package)}" for package in ("torch", "accelerate", "transformers")
+    )
     return [
         f"vidsim {version_of('vidsim')} ({package_path()})",
         f"{processes} on {device.type} ({name}), {precision}",
@@ -131,8 +136,8 @@ def _is_on(variable: str) -> bool:
 def _check_precision(precision: str) -> None:
     if precision == "fp16":
         raise UserError(
-            "fp16 is not offered: its largest number is 65504, the raw dot products of the frame objective overflow "
-            "it, and the loss scaling it needs would make steps depend on earlier overflows",
+            "fp16 is not offered: its largest number is 65504, which raw dot products overflow, and the loss "
+            "scaling it needs makes a step depend on earlier overflows",
             field="precision",
             fix="use bf16 (same speed, range of fp32) or fp32",
         )
@@ -157,7 +162,9 @@ def _wanted_processes() -> int:
         if value is None:
             continue
         if not value.isdecimal() or int(value) < 1:
-            raise UserError(f"'{value}' is not a number of processes", field=variable, fix="unset it, or use torchrun")
+            raise UserError(
+                f"'{value}' is not a number of processes", field=variable, fix="unset it, or use torchrun"
+            )
         return int(value)
     # The single-process launcher of accelerate sets an address only if more than one process was asked for.
     if "ACCELERATE_DYNAMO_MODE" in os.environ and "MASTER_ADDR" in os.environ:

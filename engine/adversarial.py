@@ -1,4 +1,4 @@
-"""Fast gradient method: a second pass on word embeddings that are moved a little uphill (Miyato et al. 2017, §3)."""
+"""Fast gradient method: a second pass on word embeddings moved a little uphill (Miyato et al. 2017, §3)."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class FgmConfig:
 
 @contextlib.contextmanager
 def attacked(module: nn.Module, config: FgmConfig) -> Iterator[None]:
-    """Move each matching parameter by epsilon · g / ‖g‖ inside the block; afterwards it has its old bits back.
+    """Move matching parameters by epsilon · g / ‖g‖ inside the block; afterwards they have their old bits.
 
-    Call after a backward pass: g is the gradient that has been accumulated so far. A parameter whose gradient is zero
-    or missing stays where it is.
+    Call after a backward pass: g is the gradient that has been accumulated so far. A parameter whose gradient
+    is zero or missing stays where it is.
 
     Args:
         module: Not wrapped.
@@ -48,7 +48,9 @@ def attacked(module: nn.Module, config: FgmConfig) -> Iterator[None]:
             for parameter in targets:
                 if parameter.grad is not None:
                     # No `if norm > 0`: it would wait for the device. A zero gradient moves nothing.
-                    norm = torch.linalg.vector_norm(parameter.grad).clamp_min(torch.finfo(parameter.dtype).tiny)
+                    norm = torch.linalg.vector_norm(parameter.grad).clamp_min(
+                        torch.finfo(parameter.dtype).tiny
+                    )
                     parameter.add_(parameter.grad / norm, alpha=config.epsilon)
         yield
     finally:

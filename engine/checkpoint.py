@@ -1,10 +1,11 @@
 """Checkpoint folders that are whole or not there, and the newest of them that can be trusted.
 
-A checkpoint is written into a temporary folder beside its place. Every file is flushed to the disk, `MANIFEST.json`
-records size and sha256 of each, `COMPLETE` holds the sha256 of the manifest, and only then one rename puts the folder
-in place. So a folder that is called `step_...` is whole, whenever the process was killed. COMPLETE is written before
-the rename, not after it: the rename is the atomic act, and a kill between the two would throw a whole checkpoint away.
-What COMPLETE is there for are copies to another disk that were cut short.
+A checkpoint is written into a temporary folder beside its place. Every file is flushed to the disk,
+`MANIFEST.json` records size and sha256 of each, `COMPLETE` holds the sha256 of the manifest, and only then
+one rename puts the folder in place. So a folder that is called `step_...` is whole, whenever the process was
+killed. COMPLETE is written before the rename, not after it: the rename is the atomic act, and a kill between
+the two would throw a whole checkpoint away. What COMPLETE is there for are copies to another disk that were
+cut short.
 
 The links `last` and `best` are for people and follow from the folders; nothing is decided by them.
 """
@@ -33,7 +34,8 @@ from vidsim.engine.ema import ExponentialMovingAverage
 from vidsim.engine.training_state import num_bytes, read_training_state, write_training_state
 
 MANIFEST, COMPLETE, TRAINING_STATE = "MANIFEST.json", "COMPLETE", "training_state"
-# A checkpoint that is written anew for the same step first puts the old one aside, under a name that still counts.
+# A checkpoint that is written anew for the same step first puts the old one aside, under a name that still
+# counts.
 _FOLDER = re.compile(r"step_(\d{6,})(\.replaced)?")
 _MIN_KEPT = 2
 # For configuration, tokenizer and model card in the exported folder, beside the tensors.
@@ -117,7 +119,7 @@ def load_checkpoint(
 
 
 def newest_valid(checkpoints_dir: Path) -> Path | None:
-    """The newest checkpoint whose files all match their sums; says on standard error what is wrong with newer ones.
+    """The newest checkpoint whose files match their sums; standard error says what is wrong with newer ones.
 
     Returns:
         None if there is no checkpoint at all.
@@ -190,7 +192,10 @@ def _seal(folder: Path, step: int, is_best: bool) -> None:
     for path in sorted(folder.rglob("*")):
         sync(path)
         if path.is_file():
-            files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
+            files[path.relative_to(folder).as_posix()] = {
+                "size": path.stat().st_size,
+                "sha256": sha256_file(path),
+            }
     manifest = {"step": step, "is_best": is_best, "files": files}
     text = (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
     for name, content in ((MANIFEST, text), (COMPLETE, hashlib.sha256(text).hexdigest().encode())):
@@ -279,7 +284,9 @@ def _explained(final: Path) -> Iterator[None]:
                 f"a file would be larger than allowed ({text})", file=final, fix="raise the limit (ulimit -f)"
             ) from error
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise UserError(f"cannot be written ({text})", file=final, fix="choose another run folder") from error
+            raise UserError(
+                f"cannot be written ({text})", file=final, fix="choose another run folder"
+            ) from error
         raise
 
 

@@ -28,9 +28,10 @@ class EmaConfig:
 
 
 class ExponentialMovingAverage:
-    """average <- d · average + (1 - d) · parameter, with d = min(decay, (1 + n) / (10 + n)) at update n = 0, 1, ...
+    """average <- d · average + (1 - d) · parameter after each optimizer step.
 
-    The warm-up of d makes the average forget the initial (for heads: random) weights in a short run.
+    d = min(decay, (1 + n) / (10 + n)) at update n = 0, 1, ...; this warm-up makes the average forget the
+    initial (for heads: random) weights also in a short run.
 
     Args:
         module: Its trainable parameters are averaged; the average starts as a copy of them.
@@ -42,7 +43,9 @@ class ExponentialMovingAverage:
         self.config = config
         self.num_updates = 0
         self._average = {
-            name: parameter.detach().clone() for name, parameter in module.named_parameters() if parameter.requires_grad
+            name: parameter.detach().clone()
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
         }
 
     @torch.no_grad()

@@ -51,6 +51,8 @@ class LoopConfig:
     """Steps between two checkpoints; null: at each evaluation."""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept, besides the best."""
+    eval_batch_size: int = 64
+    """Rows of one forward pass in evaluation, on all processes together."""
     num_workers: int = 0
     """Processes that prepare batches; 0: the training process itself."""
 
@@ -64,6 +66,7 @@ class LoopConfig:
             ("eval_every_steps", 1),
             ("checkpoint_every_steps", 1),
             ("keep_checkpoints", 1),
+            ("eval_batch_size", 1),
             ("num_workers", 0),
         ):
             value = getattr(self, name)
@@ -374,9 +377,11 @@ def train(trainer: Trainer, stages: Sequence[Stage], to_device: Callable[[dict[s
                     now = time.monotonic()
                     trainer.log(now - logged_at, (progress.step - logged_step) * rows_per_step)
                     logged_at, logged_step = now, progress.step
+                began = time.monotonic()
                 is_best = (progress.step % eval_every == 0 or is_end) and trainer.evaluate()
                 if is_best or is_end or stop or progress.step % checkpoint_every == 0:
                     trainer.save(is_best=is_best)
+                logged_at += time.monotonic() - began  # the speed shown is that of training
     return TrainResult(
         step=progress.step,
         best=progress.best,
@@ -384,3 +389,10 @@ def train(trainer: Trainer, stages: Sequence[Stage], to_device: Callable[[dict[s
         metrics=progress.metrics or {},
         interrupted=stop and progress.step < last_step,
     )
+
+
+def describe_result(result: TrainResult) -> str:
+    """One line for the end of a run."""
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+    best = "" if result.best is None else f"; best {result.best:.4f} at step {result.best_step:,}"
+    return f"{'stopped' if result.interrupted else 'done'} at step {result.step:,}: {figures or 'not evaluated'}{best}"

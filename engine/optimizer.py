@@ -14,7 +14,7 @@ from vidsim.common.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW. Published settings: pretraining 5e-5 and 5e-4 (heads), finetuning 1e-5 and 5e-5; decay .01, eps 1e-6."""
+    """AdamW. Published: 5e-5 and 5e-4 (heads) to pretrain, 1e-5 and 5e-5 to finetune; decay .01, eps 1e-6."""
 
     learning_rate: float = 5e-5
     """Peak learning rate of the backbone."""
@@ -55,14 +55,15 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Sort every trainable parameter into exactly one group.
 
-    A parameter that is tied (one tensor under several names) belongs to the backbone if any of its names does.
+    A parameter that is tied (one tensor under several names) belongs to the backbone if any of its names
+    does.
 
     Args:
         module: What is trained.
         config: Learning rates and decays.
         is_head: Whether a parameter's name belongs to a head.
-        layer_of: Layer of a backbone parameter: 0 for embeddings, 1 .. `num_layers` bottom to top, None for what
-            is outside of the layers (it learns at the full backbone rate).
+        layer_of: Layer of a backbone parameter: 0 for embeddings, 1 .. `num_layers` bottom to top, None for
+            what is outside of the layers (it learns at the full backbone rate).
         num_layers: L of the formula at `layer_decay`.
 
     Returns:
@@ -122,7 +123,9 @@ def check_groups(module: nn.Module, groups: Sequence[dict[str, Any]]) -> None:
     missing = [wanted[key] for key, times in count.items() if times == 0]
     double = [wanted[key] for key, times in count.items() if times > 1]
     if missing or double or strangers:
-        raise ValueError(f"parameter groups: missing {missing}, twice {double}, frozen or not of the module {strangers}")
+        raise ValueError(
+            f"parameter groups: missing {missing}, twice {double}, frozen or not of the module {strangers}"
+        )
 
 
 def make_optimizer(
@@ -140,7 +143,7 @@ def make_optimizer(
     return torch.optim.AdamW(
         list(groups),
         lr=config.learning_rate,
-        betas=tuple(config.betas),
+        betas=(config.betas[0], config.betas[1]),
         eps=config.eps,
         weight_decay=config.weight_decay,
         fused=fused,

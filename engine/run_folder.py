@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
-import json
 import os
 import secrets
 import shlex
@@ -87,7 +86,8 @@ class RunFolder:
     ) -> RunFolder:
         """Make the folder, or go on in one that holds checkpoints of the same run.
 
-        A folder without any checkpoint has nothing to lose: a run that died before its first one is started anew.
+        A run that died before its first checkpoint has nothing to lose: with the same configuration it is
+        started anew. (With another one, files made for the old one would be taken for the new.)
 
         Args:
             path: The folder.
@@ -98,8 +98,8 @@ class RunFolder:
             is_main_process: False on the other ranks, which touch nothing.
 
         Raises:
-            UserError: The folder holds a run and `resume` is False, or the configurations differ (names the keys),
-                or another run is writing there.
+            UserError: The folder holds a run and `resume` is False, or the configurations differ (names the
+                keys), or another run is writing there.
         """
         run = cls(Path(path), config_yaml)
         if not is_main_process:
@@ -108,7 +108,10 @@ class RunFolder:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"cannot be made ({error.strerror})", file=path, field="output_dir", fix="choose another folder"
+                f"cannot be made ({error.strerror})",
+                file=path,
+                field="output_dir",
+                fix="choose another folder",
             ) from error
         run._take_lock()
         try:
@@ -145,16 +148,22 @@ class RunFolder:
                     field="output_dir",
                     fix="add --resume true to go on with it, or choose another --output_dir",
                 )
-            _check_same(config_file, self.config_yaml)
+            _check_same(config_file, self.config_yaml, fix="resume with the old values, or ")
             previous = read_json(environment_file)
             earlier = [*previous.pop("earlier_starts", []), previous]
             self.run_id = previous.pop("run_id", "")
         else:
+            if config_file.exists():
+                _check_same(config_file, self.config_yaml, fix="delete the folder, which holds no checkpoint, or ")
             self.metrics.unlink(missing_ok=True)
         self.run_id = self.run_id or secrets.token_hex(4)
         with atomic_path(config_file) as temporary:
             temporary.write_text(self.config_yaml, encoding="utf-8")
-        environment = {"run_id": self.run_id, **describe_environment(world_size, device), "earlier_starts": earlier}
+        environment = {
+            "run_id": self.run_id,
+            **describe_environment(world_size, device),
+            "earlier_starts": earlier,
+        }
         write_json(environment_file, environment)
 
     def _take_lock(self) -> None:
@@ -174,7 +183,10 @@ class RunFolder:
             ) from None
         except OSError as error:
             # A network file system without locks: better no guard than no training.
-            print(f"{file}: cannot be locked ({error.strerror}); make sure that no other run writes here", file=sys.stderr)
+            print(
+                f"{file}: cannot be locked ({error.strerror}); make sure that no other run writes here",
+                file=sys.stderr,
+            )
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
@@ -195,7 +207,7 @@ def differences(old: Any, new: Any) -> list[str]:
 
 
 def describe_environment(world_size: int, device: str) -> dict[str, Any]:
-    """What is needed to repeat the run elsewhere: versions, commit, package path, processes, device, command."""
+    """What repeating the run elsewhere needs: versions, commit, package path, processes, device, command."""
     return {
         "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
@@ -209,24 +221,32 @@ def describe_environment(world_size: int, device: str) -> dict[str, Any]:
     }
 
 
-def _check_same(config_file: Path, config_yaml: str) -> None:
+def _check_same(config_file: Path, config_yaml: str, *, fix: str) -> None:
     try:
         old = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot be read ({error})", file=config_file) from error
-    changed = [line for line in differences(old, yaml.safe_load(config_yaml)) if line.split(":")[0] not in RESUMABLE_CHANGES]
+    changed = [
+        line
+        for line in differences(old, yaml.safe_load(config_yaml))
+        if line.split(":")[0] not in RESUMABLE_CHANGES
+    ]
     if changed:
         more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
         raise UserError(
             f"the run was started with another configuration; {'; '.join(changed[:8])}{more}",
             file=config_file,
-            fix="resume with the old values, or start in another --output_dir",
+            fix=f"{fix}start in another --output_dir",
         )
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, Mapping) and value:
-        return [item for key, child in value.items() for item in _flat(child, f"{prefix}.{key}" if prefix else str(key))]
+        return [
+            item
+            for key, child in value.items()
+            for item in _flat(child, f"{prefix}.{key}" if prefix else str(key))
+        ]
     return [(prefix, value)]
 
 

@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step: no scheduler object, so nothing to store and nothing to step twice.
+"""Learning rate as a pure function of the step: no scheduler object, nothing to store or to step twice.
 
 (A scheduler that is prepared by accelerate advances once per process and step, which is a known trap.)
 """
@@ -42,7 +42,8 @@ def multiplier(config: ScheduleConfig, step: int, num_steps: int) -> float:
     """Share of the peak learning rate that step `step` of a stage uses.
 
     Warm-up: (step + 1) / w, so that the first step does something and the w-th has the peak. Then, with
-    p = (step - w) / (num_steps - w): cosine (1 + cos πp) / 2, linear 1 - p, constant 1; scaled to end at `min_ratio`.
+    p = (step - w) / (num_steps - w): cosine (1 + cos πp) / 2, linear 1 - p, constant 1; scaled to end at
+    `min_ratio`.
 
     Args:
         config: The curve.

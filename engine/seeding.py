@@ -1,7 +1,8 @@
 """Randomness as a pure function of where a run is, so that no random state is ever stored.
 
-Every micro-batch starts from a seed made of (seed of the run, step, micro-step, rank). A resumed run therefore draws
-the same dropout masks as the straight run, whatever was drawn before, on the CPU and on every GPU.
+Every micro-batch starts from a seed made of (seed of the run, step, micro-step, rank). A resumed run
+therefore draws the same dropout masks as the straight run, whatever was drawn before, on the CPU and on every
+GPU.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def mix(*values: int) -> int:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch (CPU and all GPUs), for what is drawn before the first step: initial weights.
+    """Seed Python, NumPy and torch (CPU and all GPUs), for what comes before the first step: initial weights.
 
     Args:
         seed: The same on every rank, so that all ranks start from the same weights.

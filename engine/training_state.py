@@ -1,4 +1,4 @@
-"""What resuming needs beside the exported model: every tensor as safetensors under its name, the rest as JSON.
+"""What resuming needs beside the exported model: tensors as safetensors under their names, the rest JSON.
 
 Nothing here is ever unpickled, so a checkpoint from somebody else cannot run code.
 """
@@ -40,7 +40,8 @@ def write_training_state(
     """Write everything into an existing folder.
 
     Args:
-        folder: Gets `module.safetensors`, `optimizer.safetensors`, `ema.safetensors` (with `ema`) and `state.json`.
+        folder: Gets `module.safetensors`, `optimizer.safetensors`, `ema.safetensors` (with `ema`) and
+            `state.json`.
         module: Not wrapped.
         optimizer: Over parameters of `module`.
         ema: Moving average, if there is one.
@@ -48,7 +49,9 @@ def write_training_state(
     """
     tensors, aliases = module_tensors(module)
     _write_tensors(folder / MODULE_FILE, tensors)
-    optimizer_state = {f"{kind}/{name}": tensor for name, kind, tensor in _optimizer_tensors(module, optimizer)}
+    optimizer_state = {
+        f"{kind}/{name}": tensor for name, kind, tensor in _optimizer_tensors(module, optimizer)
+    }
     _write_tensors(folder / OPTIMIZER_FILE, optimizer_state)
     if ema is not None:
         _write_tensors(folder / EMA_FILE, ema.state_dict())
@@ -81,7 +84,9 @@ def read_training_state(
             raise UserError("is missing", file=file, field=key)
     if content["has_ema"] != (ema is not None):
         saved, wanted = ("with", "without") if content["has_ema"] else ("without", "with")
-        raise UserError(f"was saved {saved} a moving average, this run is {wanted}", file=file, field="has_ema")
+        raise UserError(
+            f"was saved {saved} a moving average, this run is {wanted}", file=file, field="has_ema"
+        )
     # Everything is read and checked before anything is changed.
     expected, _ = module_tensors(module)
     tensors = _read_tensors(folder / MODULE_FILE)
@@ -131,9 +136,13 @@ def num_bytes(
     return of_module, of_module + of_optimizer + (size(ema.state_dict().values()) if ema is not None else 0)
 
 
-def _named_groups(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[dict[str, Any], list[str]]]:
+def _named_groups(
+    module: nn.Module, optimizer: torch.optim.Optimizer
+) -> list[tuple[dict[str, Any], list[str]]]:
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    return [(group, [names[id(parameter)] for parameter in group["params"]]) for group in optimizer.param_groups]
+    return [
+        (group, [names[id(parameter)] for parameter in group["params"]]) for group in optimizer.param_groups
+    ]
 
 
 def _optimizer_tensors(
@@ -144,13 +153,17 @@ def _optimizer_tensors(
         for name, parameter in zip(names, group["params"], strict=True):
             for kind, value in optimizer.state.get(parameter, {}).items():
                 if not isinstance(value, torch.Tensor):
-                    raise TypeError(f"optimizer state {kind} of {name} is a {type(value).__name__}, not a tensor")
+                    raise TypeError(
+                        f"optimizer state {kind} of {name} is a {type(value).__name__}, not a tensor"
+                    )
                 result.append((name, kind, value))
     return result
 
 
 def _group_settings(group: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
-    settings = {key: value for key, value in group.items() if key not in ("params", "names", *_IMPLEMENTATION)}
+    settings = {
+        key: value for key, value in group.items() if key not in ("params", "names", *_IMPLEMENTATION)
+    }
     return {"parameters": names, "settings": settings}
 
 
@@ -189,8 +202,8 @@ def _read_optimizer(
         for key, value in saved["settings"].items():
             group[key] = tuple(value) if isinstance(value, list) else value
     indices = [index for group in current for index in group["params"]]
-    state = {index: by_name[name] for index, name in zip(indices, names, strict=True) if name in by_name}
-    return {"state": state, "param_groups": current}
+    by_index = {index: by_name[name] for index, name in zip(indices, names, strict=True) if name in by_name}
+    return {"state": by_index, "param_groups": current}
 
 
 def _write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -217,7 +230,10 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _check_fit(
-    file: Path, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], tied: Mapping[str, str]
+    file: Path,
+    found: Mapping[str, torch.Tensor],
+    expected: Mapping[str, torch.Tensor],
+    tied: Mapping[str, str],
 ) -> None:
     _check_names(file, list(found), list(expected), "tensor", tied)
     for name, tensor in found.items():
@@ -227,14 +243,19 @@ def _check_fit(
             raise UserError(f"is {tensor.dtype}, this run has {expected[name].dtype}", file=file, field=name)
 
 
-def _check_names(file: Path, found: list[str], expected: list[str], what: str, tied: Mapping[str, str]) -> None:
+def _check_names(
+    file: Path, found: list[str], expected: list[str], what: str, tied: Mapping[str, str]
+) -> None:
     missing = sorted(set(expected) - set(found), key=expected.index)
     unexpected = sorted(set(found) - set(expected), key=found.index)
     if missing or unexpected:
         name = (missing or unexpected)[0]
         hint = f" ('{name}' was tied to '{tied[name]}')" if name in tied else ""
+        faults = (
+            f"{len(missing)} {what}(s) missing {missing[:5]}, {len(unexpected)} unexpected {unexpected[:5]}"
+        )
         raise UserError(
-            f"{len(missing)} {what}(s) missing {missing[:5]}, {len(unexpected)} unexpected {unexpected[:5]}{hint}",
+            faults + hint,
             file=file,
             field=name,
             fix="resume with the model settings that the run was started with",

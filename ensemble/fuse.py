@@ -2,8 +2,8 @@
 
 The members are L2-normalised, weighted and concatenated (the cosine is then the weighted mean of the members'
 cosines), and projected on the `--dim` directions that keep most. The projection reads no labels. It is fitted
-on the given embeddings themselves, as published for AIAC 2021, unless --fit_on or --fit_ids names others; it is
-saved in --out, and --apply uses it again, for new videos, without fitting anything.
+on the given embeddings themselves, as published for AIAC 2021, unless --fit_on or --fit_ids names others; it
+is saved in --out, and --apply uses it again, for new videos, without fitting anything.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def _read_lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read ({error})", file=path) from None
     for number, line in enumerate(lines, 1):
-        if line.split() != [line]:
+        if not line or line != line.strip() or "\t" in line:
             raise UserError(
                 f"{line!r:.60} is not one id", file=path, record=number, fix="one id on each line"
             )

@@ -56,12 +56,12 @@ class Score:
 
 
 def pair_cosines(
-    vectors: npt.NDArray[np.float32], rows1: npt.NDArray[np.int64], rows2: npt.NDArray[np.int64]
+    vectors: npt.NDArray[np.floating], rows1: npt.NDArray[np.int64], rows2: npt.NDArray[np.int64]
 ) -> Float64:
     """Cosine of row `rows1[i]` and row `rows2[i]`, float64 [N] in -1..1, computed in float64.
 
     Args:
-        vectors: float32 [V, D], no zero rows among those asked for.
+        vectors: float [V, D], no zero rows among those asked for.
         rows1: int64 [N].
         rows2: int64 [N].
     """
@@ -80,13 +80,12 @@ def cosines_of_pairs(embeddings: Embeddings, pairs: Pairs) -> Float64:
     Raises:
         UserError: Videos without an embedding, or with a zero vector (how many, the first five ids).
     """
-    rows1, rows2 = embeddings.rows_of(pairs.id1), embeddings.rows_of(pairs.id2)
-    used = np.unique(np.concatenate([rows1, rows2]))
+    used = embeddings.rows_of(pairs.unique_ids())
     zeros = [embeddings.ids[row] for row in used.tolist() if not embeddings.vectors[row].any()]
     if zeros:
         message = f"{len(zeros):,} embeddings are zero vectors, which have no cosine: {shown(zeros)}"
         raise UserError(message, file=embeddings.name)
-    return pair_cosines(embeddings.vectors, rows1, rows2)
+    return pair_cosines(embeddings.vectors, embeddings.rows_of(pairs.id1), embeddings.rows_of(pairs.id2))
 
 
 def check_pairs(pairs: Pairs, name: str) -> None:
@@ -101,6 +100,19 @@ def check_pairs(pairs: Pairs, name: str) -> None:
         raise UserError(
             f"constant labels: all {len(pairs):,} scores are {pairs.score[0]:g}", file=name, field="score"
         )
+
+
+def check_predictions(cosines: Float64, name: str) -> None:
+    """Refuse cosines without a ranking.
+
+    Raises:
+        UserError: All cosines are the same, or not all are finite.
+    """
+    if not np.isfinite(cosines).all():
+        raise UserError(f"{int((~np.isfinite(cosines)).sum()):,} cosines are NaN or infinite", file=name)
+    if np.ptp(cosines) < _CONSTANT_WITHIN:
+        message = f"constant predictions: all {len(cosines):,} cosines are {cosines[0]:.6f}"
+        raise UserError(message, file=name, fix="check the training: every video seems to get one embedding")
 
 
 def score_cosines(
@@ -127,11 +139,7 @@ def score_cosines(
     """
     check_pairs(pairs, f"pairs ({group})")
     for name, values in zip(names, cosines, strict=True):
-        if np.ptp(values) < _CONSTANT_WITHIN:
-            message = f"constant predictions: all {len(values):,} cosines are {values[0]:.6f}"
-            raise UserError(
-                message, file=name, fix="the model has collapsed: every video has the same embedding"
-            )
+        check_predictions(values, name)
     found = [spearman(predictions, pairs.score) for predictions in cosines]
     draws = np.empty((0, len(names)))
     if num_resamples:

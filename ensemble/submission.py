@@ -1,20 +1,19 @@
 """`vidsim submit`: write a submission, or check one.
 
-A submission (AIAC 2021 Track 1) is a zip with `result.json` at its root: `{id: [at most 256 finite numbers]}`,
-every asked id once. The check is stricter than the organisers' evaluator, which ignores what it does not need.
+A submission (AIAC 2021 Track 1) is a zip with `result.json` at its root: `{id: [at most 256 finite numbers]}`
+with every asked id once. The check is stricter than the organisers' evaluator, which ignores what it does not
+need.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,18 +23,17 @@ from vidsim.common.files import atomic_path
 from vidsim.data.embeddings import Embeddings, positions, read_embeddings, shown
 from vidsim.data.pairs import Pairs, read_pairs
 from vidsim.ensemble.ids import read_ids
-from vidsim.ensemble.score import check_pairs, pair_cosines
+from vidsim.ensemble.result_file import RESULT_FILE, entries, read_result_text
+from vidsim.ensemble.score import check_pairs, check_predictions, pair_cosines
 from vidsim.modeling.metrics import spearman
 
-RESULT_FILE: Final = "result.json"
 MAX_DIM: Final = 256
 
 Float64 = npt.NDArray[np.float64]
 
 _NORM_WITHIN = 1e-3
 _NUM_SAMPLED_PAIRS = 10_000
-_BLANKS = re.compile(r"[ \t\n\r]*")
-_CHUNK_BYTES = 1 << 20
+_ROUNDING_BELOW = 1e-2
 # A float64 needs at most 24 characters; the rest is room for blanks, ids and a small file's overhead.
 _BYTES_PER_NUMBER = 64
 _SPARE_BYTES = 1 << 20
@@ -74,7 +72,9 @@ class Submission:
         return "\n".join(lines)
 
 
-def write_submission(path: str | Path, embeddings: Embeddings, ids: Sequence[str], decimals: int = 6) -> Submission:
+def write_submission(
+    path: str | Path, embeddings: Embeddings, ids: Sequence[str], decimals: int = 6
+) -> Submission:
     """Write a submission and read it back through the check; the file appears only if that passes.
 
     Args:
@@ -89,11 +89,14 @@ def write_submission(path: str | Path, embeddings: Embeddings, ids: Sequence[str
     if not 3 <= decimals <= 17:
         raise UserError(f"must be 3 to 17, not {decimals}", field="--decimals")
     if embeddings.dim > MAX_DIM:
+        fix = f"vidsim ensemble {embeddings.name} --dim {MAX_DIM} --out ..."
         message = f"has width {embeddings.dim}, at most {MAX_DIM} are allowed"
-        raise UserError(message, file=embeddings.name, fix=f"vidsim ensemble {embeddings.name} --dim {MAX_DIM} --out ...")
+        raise UserError(message, file=embeddings.name, fix=fix)
     rows = embeddings.rows_of(ids)
     template = "[" + ", ".join([f"%.{decimals}f"] * embeddings.dim) + "]"
-    entry = zipfile.ZipInfo(RESULT_FILE, date_time=(1980, 1, 1, 0, 0, 0))  # the same input gives the same bytes
+    entry = zipfile.ZipInfo(
+        RESULT_FILE, date_time=(1980, 1, 1, 0, 0, 0)
+    )  # the same input gives the same bytes
     entry.compress_type = zipfile.ZIP_DEFLATED
     entry.external_attr = 0o644 << 16
     with atomic_path(path) as temporary:
@@ -116,15 +119,16 @@ def read_submission(path: str | Path, ids: Sequence[str], *, name: str | None = 
 
     Raises:
         UserError: Not a zip with `result.json` alone at its root, too large, not strict JSON; ids that are
-            missing, extra or double; vectors of other widths, over 256, not finite, zero. All that is wrong with
-            ids and vectors is named together, with counts and the first five ids.
+            missing, extra or double; vectors of other widths, over 256, not finite, zero. All that is wrong
+            with ids and vectors is named together, with counts and the first five ids.
     """
     name = name or str(path)
-    text = _read_result(Path(path), name, _SPARE_BYTES + len(ids) * (MAX_DIM + 16) * _BYTES_PER_NUMBER)
+    max_bytes = _SPARE_BYTES + len(ids) * (MAX_DIM + 16) * _BYTES_PER_NUMBER
+    text = read_result_text(Path(path), name, max_bytes)
     faults: dict[str, list[str]] = {}
     found: dict[str, Float64] = {}
     dim: int | None = None
-    for video, value in _entries(text, name):
+    for video, value in entries(text, name):
         fault, vector = _vector(value)
         if vector is not None:
             dim = dim or len(vector)
@@ -140,7 +144,9 @@ def read_submission(path: str | Path, ids: Sequence[str], *, name: str | None = 
     faults["not asked for"] = [video for video in found if video not in asked]
     complaints = [f"{len(which):,} ids {fault}: {shown(which)}" for fault, which in faults.items() if which]
     if complaints or not found:
-        raise UserError("; ".join(complaints) or "holds no ids", file=name, fix="write it with `vidsim submit`")
+        raise UserError(
+            "; ".join(complaints) or "holds no ids", file=name, fix="write it with `vidsim submit`"
+        )
     return Submission(name, list(found), np.stack(list(found.values())))
 
 
@@ -148,16 +154,17 @@ def score_submission(submission: Submission, pairs: Pairs) -> float:
     """Spearman of cosines and raw labels, as the organisers' evaluator computes it (no pair is skipped).
 
     Raises:
-        UserError: Videos of the pairs that are not in the submission, too few pairs, constant labels or cosines.
+        UserError: Videos of the pairs that are not in it, too few pairs, constant labels, constant cosines.
     """
     check_pairs(pairs, "--pairs")
-    rows1, rows2 = positions(pairs.id1, submission.ids), positions(pairs.id2, submission.ids)
-    missing = [video for video in pairs.unique_ids() if video not in set(submission.ids)] if (rows1 < 0).any() else []
+    videos = pairs.unique_ids()
+    missing = [videos[i] for i in np.flatnonzero(positions(videos, submission.ids) < 0).tolist()]
     if missing:
-        raise UserError(f"{len(missing):,} videos of the pairs are not in it: {shown(missing)}", file=submission.name)
+        message = f"{len(missing):,} videos of the pairs are not in it: {shown(missing)}"
+        raise UserError(message, file=submission.name)
+    rows1, rows2 = positions(pairs.id1, submission.ids), positions(pairs.id2, submission.ids)
     cosines = pair_cosines(submission.vectors, rows1, rows2)
-    if cosines.min() == cosines.max():
-        raise UserError(f"constant predictions: every cosine is {cosines[0]:.6f}", file=submission.name)
+    check_predictions(cosines, submission.name)
     return spearman(cosines, pairs.score)
 
 
@@ -168,3 +175,69 @@ def rounding_effect(submission: Submission, embeddings: Embeddings) -> float:
     written = pair_cosines(submission.vectors, first, second)
     exact = pair_cosines(embeddings.vectors, rows[first], rows[second])
     return float(np.abs(written - exact).max())
+
+
+def _vector(value: Any) -> tuple[str | None, Float64 | None]:
+    """What is wrong with an id's value, and its numbers if they are numbers."""
+    if not isinstance(value, list) or not value or not set(map(type, value)) <= {int, float}:
+        return "without a list of numbers", None
+    if len(value) > MAX_DIM:
+        return f"with more than {MAX_DIM} numbers", None
+    try:
+        vector = np.array(value, dtype=np.float64)
+    except OverflowError:
+        return "with a number that is not finite", None
+    if not np.isfinite(vector).all():  # 1e999 is JSON, and infinite
+        return "with a number that is not finite", None
+    # Squared numbers under or over the range of float64 make the cosine meaningless too.
+    with np.errstate(over="ignore", under="ignore"):
+        norm = float(vector @ vector)
+    return (None if 0 < norm < np.inf else "with a vector of norm 0 or infinity"), vector
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vidsim submit",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+        "  vidsim submit emb/fused --ids data/test_b --out result.zip\n"
+        "  vidsim submit --check result.zip --ids test_ids.txt --pairs label.tsv",
+    )
+    parser.add_argument("embeddings", nargs="?", help="embeddings to write; with --check, to compare with")
+    parser.add_argument(
+        "--ids",
+        required=True,
+        help="asked ids: a data set folder, a folder of several, or a file with one a line",
+    )
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--out", metavar="ZIP", help="write this submission")
+    target.add_argument("--check", metavar="ZIP", help="check this submission")
+    parser.add_argument("--decimals", type=int, default=6, help="digits after the point (%(default)s)")
+    parser.add_argument("--pairs", help="labelled pairs: score it as the organisers' evaluator does")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write or check a submission."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.out and not args.embeddings:
+        parser.error("--out needs the embeddings to write")
+    ids = read_ids(args.ids)
+    embeddings = read_embeddings(args.embeddings) if args.embeddings else None
+    if args.out and embeddings is not None:
+        submission = write_submission(args.out, embeddings, ids, args.decimals)
+        print(f"wrote {args.out}: {Path(args.out).stat().st_size:,} bytes")
+    else:
+        submission = read_submission(args.check, ids)
+    print(submission.describe())
+    if embeddings is not None:
+        effect = rounding_effect(submission, embeddings)
+        print(f"rounding changes a cosine by at most {effect:.1e} ({_NUM_SAMPLED_PAIRS:,} random pairs)")
+        if effect > _ROUNDING_BELOW:
+            print(f"warning: that is more than rounding; was it written from {args.embeddings}?")
+    if args.pairs:
+        pairs = read_pairs(args.pairs)
+        print(f"Spearman {score_submission(submission, pairs):.6f} on {len(pairs):,} pairs")
+    return 0

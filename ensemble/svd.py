@@ -56,7 +56,7 @@ def concat_blocks(members: Sequence[Float32], weights: Sequence[float]) -> Itera
 
     Args:
         members: float32 [N, D_i] each, no zero rows.
-        weights: One for each member, >= 0; with sum 1 every row has norm 1. Members with weight 0 are left out.
+        weights: One for each member, >= 0; with sum 1 every row has norm 1. Weight 0 leaves a member out.
 
     Yields:
         float64 [n, D] with D the sum of the D_i of the others, in the order of the rows.

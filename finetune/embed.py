@@ -21,7 +21,7 @@ from vidsim.data.collators import Batch, Processor, VideoRows, encode_rows, to_d
 from vidsim.data.corpus import read_ids
 from vidsim.data.embeddings import EmbeddingWriter
 from vidsim.engine.accelerator import make_accelerator
-from vidsim.engine.run_folder import checkpoint_of
+from vidsim.engine.source import checkpoint_of
 from vidsim.modeling.build import check_streams_match, load_encoder
 
 

@@ -29,16 +29,17 @@ from vidsim.data.tags import TagVocabulary
 from vidsim.engine.accelerator import banner_lines, make_accelerator
 from vidsim.engine.balance import BalanceConfig, LossBalancer
 from vidsim.engine.ema import ExponentialMovingAverage
-from vidsim.engine.loop import Hooks, Stage, Trainer, TrainResult, train
+from vidsim.engine.loop import Hooks, Stage, Trainer, TrainResult, describe_result, train
 from vidsim.engine.optimizer import describe as describe_groups
 from vidsim.engine.optimizer import make_optimizer, parameter_groups
 from vidsim.engine.reporting import Reporter
-from vidsim.engine.run_folder import RunFolder, checkpoint_of
+from vidsim.engine.run_folder import RunFolder
 from vidsim.engine.seeding import seed_everything
 from vidsim.engine.settings import parse_settings
+from vidsim.engine.source import checkpoint_of
 from vidsim.finetune.config import FinetuneConfig
 from vidsim.finetune.tasks.similarity import PairCollator, PairRows, SimilarityModule, evaluate_pairs, pair_labels
-from vidsim.modeling.build import load_encoder
+from vidsim.modeling.build import load_encoder, save_encoder
 from vidsim.modeling.model_card import write_model_card
 from vidsim.modeling.parameters import HEADS, layer_numbers
 from vidsim.modeling.processor import VideoTextProcessor
@@ -71,8 +72,16 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join([*data.lines, f"steps: {num_steps(config, data, 1):,} on one process"]))
         return 0
     accelerator = make_accelerator(config.precision)
-    run = RunFolder.create(Path(config.output_dir), settings.yaml, resume=config.resume, accelerator=accelerator)
-    result = finetune(config, data, run, accelerator)
+    run = RunFolder.create(
+        config.output_dir,
+        settings.yaml,
+        config.resume,
+        world_size=accelerator.num_processes,
+        device=str(accelerator.device),
+        is_main_process=accelerator.is_main_process,
+    )
+    with run:
+        result = finetune(config, data, run, accelerator)
     if result.interrupted and accelerator.is_main_process:
         print(f"stopped at step {result.step}; go on with --resume", file=sys.stderr)
     return 130 if result.interrupted else 0
@@ -173,7 +182,7 @@ def finetune(config: FinetuneConfig, data: PairData, run: RunFolder, accelerator
                 data.validation,
                 data.validation_labels,
                 processor,
-                batch_size=2 * config.loop.micro_batch_size,
+                batch_size=config.loop.eval_batch_size,
                 accelerator=accelerator,
             )
         except ValueError as error:
@@ -195,7 +204,7 @@ def finetune(config: FinetuneConfig, data: PairData, run: RunFolder, accelerator
             select_mode="max",
         ),
         reporter=reporter,
-        checkpoints=run.path / "checkpoints",
+        checkpoints=run.checkpoints,
         seed=config.seed,
         ema=ExponentialMovingAverage(module, config.ema) if config.ema else None,
         fgm=config.fgm,
@@ -208,15 +217,15 @@ def finetune(config: FinetuneConfig, data: PairData, run: RunFolder, accelerator
         batches=partial(pair_batches, config, rows, collator, accelerator, total),
     )
     result = train(trainer, [stage], to_device)
-    reporter.finish(result)
+    reporter.close()
+    reporter.note([describe_result(result), f"best checkpoint: {run.checkpoints / 'best'}"])
     accelerator.wait_for_everyone()
     return result
 
 
 def export(module: SimilarityModule, processor: VideoTextProcessor, config: FinetuneConfig, folder: Path) -> None:
     """Write the encoder as a self-contained Hugging Face checkpoint."""
-    module.encoder.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save_encoder(module.encoder, processor, folder)
     write_model_card(folder, metrics={}, base_model=None, data=config.data.videos)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError
+from transformers.utils.logging import disable_progress_bar
 
 from vidsim.common.errors import UserError
 
@@ -167,6 +168,7 @@ def load_encoder(
     """
     if not (folder / "config.json").is_file():
         raise UserError("is not a checkpoint (no config.json)", file=folder, fix="name a folder below checkpoints/")
+    disable_progress_bar()
     try:
         config = VidsimConfig.from_pretrained(folder)
         stored_pooling = config.pooling
@@ -182,6 +184,13 @@ def load_encoder(
     if reset_projection:
         encoder.embedding_head = EmbeddingHead(config.hidden_size, config.embedding_dim)
     return encoder, processor
+
+
+def save_encoder(encoder: VideoTextEncoder, processor: VideoTextProcessor, folder: Path) -> None:
+    """Write a self-contained Hugging Face checkpoint: weights, configuration, code, tokenizer and processor."""
+    disable_progress_bar()  # one file a checkpoint: a bar for each would drown the metrics
+    encoder.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def check_streams_match(config: VidsimConfig, streams: Mapping[str, int], checkpoint: Path) -> None:

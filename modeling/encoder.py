@@ -238,7 +238,7 @@ class VideoTextEncoder(PreTrainedModel):
         length = num_tokens if self._own_positions else num_tokens + num_vectors
         if self.num_positions is not None and length > self.num_positions:
             raise ValueError(
-                f"{num_tokens} tokens and {num_vectors} vectors need {length} positions, but the text encoder "
+                f"{num_tokens} tokens and {num_vectors} vectors need {length} positions, the text encoder "
                 f"has {self.num_positions}: lower max_title_tokens or max_asr_tokens"
             )
 

@@ -1,7 +1,7 @@
 """Heads: hidden states to embeddings, word logits, frames and tag logits.
 
-Legend: N rows, H width of the hidden states, W width of a word embedding, V words, D width of a frame, E width
-of the embedding. Fresh weights are normal with standard deviation 0.02, biases 0, as in BERT.
+Legend: N rows, H width of the hidden states, W width of a word embedding, V words, D width of a frame,
+E width of the embedding. Fresh weights are normal with standard deviation 0.02, biases 0, as in BERT.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class EmbeddingHead(nn.Module):
     def __init__(self, hidden_size: int, embedding_dim: int) -> None:
         """Build the projection."""
         super().__init__()
-        self.projection = nn.Linear(hidden_size, embedding_dim)
+        self.projection = _init_linear(nn.Linear(hidden_size, embedding_dim))
 
     def forward(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Project and normalise.

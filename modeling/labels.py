@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-Kind = Literal["raw", "rank", "quantile"]
+LabelKind = Literal["raw", "rank", "quantile"]
 _NUM_QUANTILES = 100
 
 
@@ -30,7 +30,7 @@ class LabelTransform:
         targets: The target of each knot.
     """
 
-    kind: Kind
+    kind: LabelKind
     knots: tuple[float, ...] = ()
     targets: tuple[float, ...] = ()
 
@@ -65,16 +65,16 @@ class LabelTransform:
         Raises:
             ValueError: A key is missing or unknown, or the kind is unknown.
         """
-        if set(values) != {"kind", "knots", "targets"} or values["kind"] not in get_args(Kind):
+        if set(values) != {"kind", "knots", "targets"} or values["kind"] not in get_args(LabelKind):
             raise ValueError(f"not a label transform: {dict(values)!r}; need kind, knots and targets")
         return cls(
-            kind=cast(Kind, values["kind"]),
+            kind=cast(LabelKind, values["kind"]),
             knots=tuple(float(knot) for knot in values["knots"]),
             targets=tuple(float(target) for target in values["targets"]),
         )
 
 
-def fit_label_transform(kind: Kind, labels: ArrayLike) -> LabelTransform:
+def fit_label_transform(kind: LabelKind, labels: ArrayLike) -> LabelTransform:
     """Fit a transform on training labels.
 
     rank: `(r - min r) / (max r - min r)` with r the average rank (ties share it), so the lowest label becomes
@@ -141,7 +141,7 @@ def _checked(labels: ArrayLike) -> NDArray[np.float64]:
     return values
 
 
-def _transform(kind: Kind, knots: NDArray[np.float64], targets: NDArray[np.float64]) -> LabelTransform:
+def _transform(kind: LabelKind, knots: NDArray[np.float64], targets: NDArray[np.float64]) -> LabelTransform:
     return LabelTransform(kind=kind, knots=_floats(knots), targets=_floats(targets))
 
 

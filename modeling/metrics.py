@@ -114,7 +114,7 @@ def bootstrap(
         seed: Of the draws.
 
     Raises:
-        ValueError: As the metric does on all pairs; or more than half of the resamples have no value.
+        ValueError: As the metric does on all pairs; or more than a tenth of the resamples have no value.
     """
     first, second = _checked(predictions, labels, at_least=1)
     value = metric(first, second)
@@ -128,7 +128,7 @@ def bootstrap(
             rows = np.concatenate([members[group] for group in rows])
         with contextlib.suppress(ValueError):  # a resample with all labels equal has no value
             values.append(metric(first[rows], second[rows]))
-    if len(values) * 2 <= num_resamples:
+    if len(values) < 0.9 * num_resamples:
         raise ValueError(f"only {len(values)} of {num_resamples} resamples have a value; too few pairs")
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(values, [tail, 1.0 - tail])

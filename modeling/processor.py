@@ -109,8 +109,8 @@ class VideoTextProcessor(ProcessorMixin):
             **streams: Vectors of further configured streams, by the stream's name.
 
         Returns:
-            CPU tensors: `input_ids` and `attention_mask` int64 [B, T]; for each configured stream its features
-            float32 [B, F, D] and mask int64 [B, F] (`frame_features`, `frame_mask`), F = 0 where none were given.
+            CPU tensors: `input_ids` and `attention_mask` int64 [B, T]; for each configured stream, as
+            `frame_features` float32 [B, F, D] and `frame_mask` int64 [B, F], F = 0 where nothing was given.
 
         Raises:
             ValueError: Wrong types, numbers or widths, named by argument and row.

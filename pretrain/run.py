@@ -25,14 +25,14 @@ from vidsim.data.tags import TagVocabulary
 from vidsim.data.corpus_tokenizer import corpus_tokenizer
 from vidsim.engine.accelerator import banner_lines, make_accelerator
 from vidsim.engine.balance import LossBalancer
-from vidsim.engine.loop import Hooks, Stage, Trainer, TrainResult, train
+from vidsim.engine.loop import Hooks, Stage, Trainer, TrainResult, describe_result, train
 from vidsim.engine.optimizer import describe as describe_groups
 from vidsim.engine.optimizer import make_optimizer, parameter_groups
 from vidsim.engine.reporting import Reporter
 from vidsim.engine.run_folder import RunFolder
 from vidsim.engine.seeding import seed_everything
 from vidsim.engine.settings import parse_settings
-from vidsim.modeling.build import build_encoder, build_processor
+from vidsim.modeling.build import build_encoder, build_processor, save_encoder
 from vidsim.modeling.initialization import load_mlm_head
 from vidsim.modeling.model_card import write_model_card
 from vidsim.modeling.parameters import HEADS, layer_numbers
@@ -58,10 +58,18 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(describe(config, corpus, world_size=1)))
         return 0
     accelerator = make_accelerator(config.precision)
-    run = RunFolder.create(Path(config.output_dir), settings.yaml, resume=config.resume, accelerator=accelerator)
-    result = pretrain(config, corpus, probe, run, accelerator)
+    run = RunFolder.create(
+        config.output_dir,
+        settings.yaml,
+        config.resume,
+        world_size=accelerator.num_processes,
+        device=str(accelerator.device),
+        is_main_process=accelerator.is_main_process,
+    )
+    with run:
+        result = pretrain(config, corpus, probe, run, accelerator)
     if result.interrupted and accelerator.is_main_process:
-        print(f"stopped at step {result.step}; go on with --resume true", file=sys.stderr)
+        print(f"stopped at step {result.step}; go on with --resume", file=sys.stderr)
     return 130 if result.interrupted else 0
 
 
@@ -86,7 +94,8 @@ def open_probe(config: PretrainConfig) -> tuple[Corpus, Pairs] | None:
     if config.probe is None:
         return None
     corpus = open_corpus(config.probe.data, excluded=set(), held_out_fraction=0.0)
-    pairs = read_pairs(config.probe.pairs).head(config.probe.max_pairs)
+    pairs = read_pairs(config.probe.pairs)
+    pairs = pairs.take(range(min(len(pairs), config.probe.max_pairs)))
     corpus.videos.rows_of([*pairs.id1, *pairs.id2])  # names the missing ones now, not after the first epoch
     return corpus, pairs
 
@@ -191,7 +200,7 @@ def pretrain(
 
     def evaluate() -> dict[str, float]:
         metrics: dict[str, float] = {}
-        batch_size = config.loop.micro_batch_size
+        batch_size = config.loop.eval_batch_size
         if len(held_out):
             metrics |= held_out_losses(module, accelerator, corpus.videos, held_out, collator, batch_size)
         if probe is not None:
@@ -211,7 +220,7 @@ def pretrain(
             select_mode="min" if len(held_out) else "max",
         ),
         reporter=reporter,
-        checkpoints=run.path / "checkpoints",
+        checkpoints=run.checkpoints,
         seed=config.seed,
     )
     if config.resume and trainer.resume():
@@ -226,7 +235,8 @@ def pretrain(
         for number, num_steps in enumerate(steps)
     ]
     result = train(trainer, stages, to_device)
-    reporter.finish(result)
+    reporter.close()
+    reporter.note([describe_result(result), f"best checkpoint: {run.checkpoints / 'best'}"])
     accelerator.wait_for_everyone()
     return result
 
@@ -256,8 +266,7 @@ def tag_vocabulary(config: PretrainConfig, corpus: Corpus, path: Path) -> TagVoc
 
 def export(module: PretrainModule, processor: VideoTextProcessor, config: PretrainConfig, folder: Path) -> None:
     """Write the encoder as a self-contained Hugging Face checkpoint."""
-    module.encoder.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save_encoder(module.encoder, processor, folder)
     write_model_card(
         folder,
         metrics={},

@@ -1,11 +1,12 @@
-"""Where the features of a table's videos come from: arrays on disk, or frame pictures run through an extractor.
+"""Where the features of a table's videos come from: arrays on disk, or pictures run through an extractor.
 
 Array files hold float16, float32 or float64 `[n, D]` (a single vector `[D]` counts as one frame):
 
 - a folder with `ID.npy` for each video,
 - one `ID` -> array file `features.npz`,
-- one stacked array `features.npy` `[N, D]` and an index of where each video's rows are: `features.json` =
-  `{"dim": D, "extractor": text or null, "offsets": {ID: [start, count]}}`, or lines `ID <tab> start <tab> count`.
+- one stacked array `features.npy` `[N, D]` and an index of where each video's rows are: `features.json` with
+  `{"dim": D, "extractor": text or null, "offsets": {ID: [start, count]}}`, or `features.tsv` with lines
+  `ID <tab> start <tab> count`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class ArrayFolder:
         """Count the files and take the width from the first."""
         names = sorted(path.name for path in folder.glob("*.npy"))
         if not names:
-            raise UserError("holds no .npy files", file=folder, fix="name a folder with ID.npy for each video")
+            raise UserError(
+                "holds no .npy files", file=folder, fix="name a folder with ID.npy for each video"
+            )
         self._folder = folder
         self._length = len(names)
         self.extractor = extractor
@@ -63,7 +66,7 @@ class ArrayFolder:
         return self._length
 
     def read(self, id: str) -> Vectors | None:
-        """See `FeatureSource`; raises UserError for an array of another width or type, or a number beyond float16."""
+        """See `FeatureSource`; UserError for another width or type, or a number beyond float16."""
         if Path(id).name != id:
             raise UserError(f"the id {id!r:.60} cannot be a file name", file=self._folder)
         path = self._folder / f"{id}.npy"
@@ -118,7 +121,9 @@ class ArrayStack:
         for id, (start, count) in self._offsets.items():
             if start < 0 or count < 0 or start + count > len(self._rows):
                 raise UserError(
-                    f"rows {start} to {start + count} of an array that has {len(self._rows)}", file=index, record=id
+                    f"rows {start} to {start + count} of an array that has {len(self._rows)}",
+                    file=index,
+                    record=id,
                 )
 
     def __len__(self) -> int:
@@ -134,7 +139,7 @@ class ArrayStack:
 
 
 class PictureSource:
-    """Frame pictures, each video's run through an extractor when it is asked for; the latest few are remembered."""
+    """Frame pictures, run through an extractor when a video is asked for; the latest few are remembered."""
 
     def __init__(self, frames: Any, extractor: Any) -> None:
         """Take a `FrameFolder` and a `FeatureExtractor`."""
@@ -154,7 +159,9 @@ class PictureSource:
         return self._read(id) if id in self._frames else None
 
 
-def open_features(path: str | Path, *, index: str | Path | None = None, extractor: str | None = None) -> FeatureSource:
+def open_features(
+    path: str | Path, *, index: str | Path | None = None, extractor: str | None = None
+) -> FeatureSource:
     """Open array files.
 
     Args:
@@ -177,13 +184,20 @@ def open_features(path: str | Path, *, index: str | Path | None = None, extracto
         index = next((candidate for candidate in beside if candidate.is_file()), None)
         if index is None:
             raise UserError(
-                "a stacked array needs an index of its videos", file=path, fix=f"write {beside[0].name}, or --feature_index"
+                "a stacked array needs an index of its videos",
+                file=path,
+                fix=f"write {beside[0].name}, or --feature_index",
             )
     return ArrayStack(path, Path(index), extractor)
 
 
 def open_pictures(
-    path: str | Path, extractor: str, *, is_strip: bool = True, image_size: int | None = None, device: str = "cpu"
+    path: str | Path,
+    extractor: str,
+    *,
+    is_strip: bool = True,
+    image_size: int | None = None,
+    device: str = "cpu",
 ) -> FeatureSource:
     """Open frame pictures with the extractor to run them through; see `FrameFolder` and `load_extractor`."""
     # Here, because they load torch and transformers, which arrays on disk do not need.
@@ -194,8 +208,10 @@ def open_pictures(
     return PictureSource(frames, load_extractor(extractor, image_size=image_size, device=device))
 
 
-def write_stack(path: str | Path, features: Iterable[tuple[str, Vectors]], *, dim: int, extractor: str | None) -> int:
-    """Write a stacked array `path` (`.npy`, float16 `[N, dim]`) and its index beside it (`.json`), whole or not at all.
+def write_stack(
+    path: str | Path, features: Iterable[tuple[str, Vectors]], *, dim: int, extractor: str | None
+) -> int:
+    """Write a stacked array (`.npy`, float16 `[N, dim]`), then its index beside it (`.json`).
 
     Args:
         path: The array file.
@@ -219,7 +235,9 @@ def write_stack(path: str | Path, features: Iterable[tuple[str, Vectors]], *, di
                 raise UserError("the id comes twice", file=path, record=id)
             if vectors.dtype != np.float16 or vectors.ndim != 2 or vectors.shape[1] != dim:
                 raise UserError(
-                    f"must be float16 [n, {dim}], is {vectors.dtype} {list(vectors.shape)}", file=path, record=id
+                    f"must be float16 [n, {dim}], is {vectors.dtype} {list(vectors.shape)}",
+                    file=path,
+                    record=id,
                 )
             file.write(vectors.astype("<f2", copy=False).tobytes())
             offsets[id] = [num_rows, len(vectors)]
@@ -248,11 +266,16 @@ def to_float16(array: npt.NDArray[Any], dim: int, file: Path, record: str | None
     rows = _as_rows(array, file, record)
     if rows.shape[1] != dim:
         raise UserError(
-            f"vectors of width {rows.shape[1]}, others have {dim}", file=file, record=record, fix="extract them alike"
+            f"vectors of width {rows.shape[1]}, others have {dim}",
+            file=file,
+            record=record,
+            fix="extract them alike",
         )
     # NaN compares false, so it is caught as well.
     if rows.size and not bool((np.abs(rows) <= _FLOAT16_MAX).all()):
-        raise UserError(f"holds a number that is not finite or beyond {_FLOAT16_MAX:g}", file=file, record=record)
+        raise UserError(
+            f"holds a number that is not finite or beyond {_FLOAT16_MAX:g}", file=file, record=record
+        )
     return np.ascontiguousarray(rows, dtype=np.float16)
 
 

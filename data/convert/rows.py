@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from vidsim.common.errors import UserError
 
-# A record number (line of a text file from 1, row of a Parquet file from 0) and the row, or why there is none.
+# Record number (line of a text file from 1, row of a Parquet file from 0) and the row, or why there is none.
 NumberedRow = tuple[int, dict[str, Any] | UserError]
 
 _FORMATS = {
@@ -44,7 +44,9 @@ def read_rows(path: str | Path, kind: str | None = None) -> Iterator[NumberedRow
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError("no such file", file=path, fix="name a JSONL, CSV, TSV or Parquet file with one video a row")
+        raise UserError(
+            "no such file", file=path, fix="name a JSONL, CSV, TSV or Parquet file with one video a row"
+        )
     kind = kind or _FORMATS.get(path.suffix.lower())
     match kind:
         case "jsonl":

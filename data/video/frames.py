@@ -1,4 +1,4 @@
-"""Frame pictures of videos on disk: a folder per video, or a strip per video, in a folder or in a zip file."""
+"""Frame pictures of videos: a folder or a strip of frames for each, in a folder or in a zip file."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ _LAYOUTS = "ID/0001.png of one depth, or ID.png"
 class FrameFolder:
     """The frames of many videos; only names are held, pictures are decoded when asked for.
 
-    Layouts, in a folder or a zip file: `ID/*.png` (one picture a frame, in the order of their names) or `ID.png` (all
-    frames of a video side by side, each as wide as the strip is high; with `is_strip=False` one picture = one frame).
+    Layouts, in a folder or a zip file: `ID/*.png` (one picture a frame, in the order of their names) or
+    `ID.png` (all frames side by side, each as wide as the strip is high; with `is_strip=False` one picture is
+    one frame).
     Formats: webp, png, jpg, bmp, gif (the first picture of an animation).
     """
 
@@ -38,14 +39,16 @@ class FrameFolder:
             is_strip: Whether a file `ID.png` holds several frames side by side.
 
         Raises:
-            UserError: No such path, no pictures, both layouts at once, a deeper nesting, or Pillow is not installed.
+            UserError: No such path, no pictures, both layouts at once, deeper nesting, or Pillow is missing.
         """
         _require_pillow()
         self.path = Path(path)
         self._is_strip = is_strip
         self._zip = self._open_zip() if self.path.is_file() else None
         if self._zip is None and not self.path.is_dir():
-            raise UserError("no such folder or zip file", file=path, fix=f"name what holds the pictures as {_LAYOUTS}")
+            raise UserError(
+                "no such folder or zip file", file=path, fix=f"name what holds the pictures as {_LAYOUTS}"
+            )
         self._files = self._group(self._list())
 
     def _open_zip(self) -> zipfile.ZipFile:
@@ -75,11 +78,15 @@ class FrameFolder:
             raise UserError("holds no pictures", file=self.path, fix=f"name them as {_LAYOUTS}")
         if len(depths) > 1 or max(depths) > 2:
             examples = " and ".join(f"'{name}'" for name in depths.values())
-            raise UserError(f"holds pictures as {examples}", file=self.path, fix=f"name them all as {_LAYOUTS}")
+            raise UserError(
+                f"holds pictures as {examples}", file=self.path, fix=f"name them all as {_LAYOUTS}"
+            )
         for id, files in groups.items():
             if len(files) > 1 and 1 in depths:
                 raise UserError(
-                    f"holds two pictures of one video, '{files[0]}' and '{files[1]}'", file=self.path, record=id
+                    f"holds two pictures of one video, '{files[0]}' and '{files[1]}'",
+                    file=self.path,
+                    record=id,
                 )
             files.sort()
         self._in_folders = 2 in depths
@@ -102,7 +109,7 @@ class FrameFolder:
 
         Raises:
             KeyError: No such video.
-            UserError: A picture cannot be decoded, or a strip's width is not a multiple of its height; names the file.
+            UserError: A picture cannot be decoded, or a strip holds no whole number of frames.
         """
         pictures = [self._decode(name) for name in self._files[id]]
         if self._in_folders or not self._is_strip:
@@ -128,7 +135,7 @@ class FrameFolder:
                     return _flatten(picture)
         except UserError:
             raise
-        # Decoders of damaged files raise nearly anything: SyntaxError, struct.error, EOFError, OSError, ValueError.
+        # Decoders of damaged files raise nearly anything: SyntaxError, struct.error, EOFError, ValueError.
         except Exception as error:
             raise UserError(
                 f"cannot be decoded ({type(error).__name__}: {error})",

@@ -54,7 +54,8 @@ def masked_frame(
         float scalar; 0 with zero gradient if M = 0. Adds up over ranks and micro-batches.
     """
     with no_autocast(predictions):
-        predictions, candidates = full_precision(predictions), full_precision(candidates)
+        predictions = full_precision(predictions)
+        candidates = candidates.to(predictions)
         if normalize:
             predictions, candidates = (
                 functional.normalize(predictions, dim=-1),

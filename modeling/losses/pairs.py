@@ -57,9 +57,8 @@ def lbpc(cosines: Tensor, labels: Tensor, temperature: float = 0.2, min_deviatio
     labels = labels.to(cosines)
     stretched = torch.softmax(cosines / temperature, dim=0) * cosines.shape[0]  # mean 1
     stretched = stretched - stretched.mean()
-    centred = (labels - labels.mean()) * (
-        labels.max() > labels.min()
-    )  # equal labels leave only rounding noise
+    differ = labels.max() > labels.min()  # of equal labels, centring may leave rounding noise
+    centred = (labels - labels.mean()) * differ
     deviation = stretched.square().mean().clamp(min=min_deviation**2).sqrt()
     label_deviation = centred.square().mean().sqrt().clamp(min=1e-12)
     return -(stretched * centred).mean() / (deviation * label_deviation)

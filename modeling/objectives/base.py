@@ -156,9 +156,14 @@ def _denominators(
 ) -> dict[str, Tensor]:
     if not objectives:
         return {}
-    counts = [
-        sum(torch.as_tensor(objective.counts(batch), dtype=torch.float32, device=device) for batch in batches)
-        for objective in objectives
-    ]
-    totals = all_reduce_sum(torch.stack([torch.as_tensor(count) for count in counts]))
+    counts = [[_on_device(objective.counts(batch), device) for batch in batches] for objective in objectives]
+    totals = all_reduce_sum(torch.stack([torch.stack(parts).sum() for parts in counts]))
     return {objective.name: total for objective, total in zip(objectives, totals, strict=True)}
+
+
+def _on_device(count: Tensor | float, device: torch.device | str) -> Tensor:
+    if isinstance(count, Tensor):
+        return count.to(device, torch.float32)
+    return torch.full(
+        (), count, dtype=torch.float32, device=device
+    )  # a fill; a copy would wait for the device

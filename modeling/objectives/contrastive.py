@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from ..config import FRAMES, VidsimConfig, stream_keys
 from ..distributed import gather_rows, gather_rows_with_gradient, rank
+from ..losses.reduction import full_precision
 from ..losses.video_text import info_nce
 from .base import Encoder, WindowContext
 from .inputs import Batch, clean_frames, clean_ids, rows_with_both, stream_inputs
@@ -72,8 +74,9 @@ class ContrastiveObjective(nn.Module):
 
         Collective: call on every rank.
         """
-        video = self.video_projection(self._video(batch, encoder))
-        text = self.text_projection(self._text(batch, encoder))
+        # The gradients are summed over the ranks in the type that is gathered.
+        video = full_precision(self.video_projection(self._video(batch, encoder)))
+        text = full_precision(self.text_projection(self._text(batch, encoder)))
         valid = rows_with_both(batch, self.encoder_config)
         counts = [rows[window.micro_batch] for rows in window.num_rows]
         return info_nce(
@@ -83,7 +86,7 @@ class ContrastiveObjective(nn.Module):
             all_text=gather_rows_with_gradient(text, counts),
             offset=sum(counts[: rank()]),
             valid=valid,
-            all_valid=gather_rows(valid.to(video.dtype), counts) > 0,
+            all_valid=gather_rows(valid.to(torch.uint8), counts),
             temperature=self.config.temperature,
             denominator=window.denominators[self.name],
         )

@@ -83,7 +83,7 @@ class VtcObjective(nn.Module):
             drawn = sample_log_uniform(
                 self.config.num_negatives, classifier.out_features, window.generator(local=False)
             )
-            negatives = drawn.to(x.device)
+            negatives = drawn.to(x.device, non_blocking=True)
         return sampled_softmax(
             functional.relu(x),
             classifier.weight,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..config import FRAMES, VidsimConfig
+from ..losses.reduction import no_autocast
 from ..losses.video_text import matching
 from .base import Encoder, WindowContext
 from .inputs import Batch, clean_frames, rows_with_both, stream_inputs
@@ -119,7 +120,7 @@ def draw_partners(
         return own, found
     uniform = torch.rand(num_rows, num_rows, generator=generator, dtype=torch.float64)
     gumbel = -torch.log(-torch.log(uniform.clamp(min=1e-300)))
-    score = hardness * similarity.double() + gumbel.to(similarity.device)
+    score = hardness * similarity.double() + gumbel.to(similarity.device, non_blocking=True)
     partner = score.masked_fill(~allowed, -torch.inf).argmax(dim=1)
     return torch.where(found, partner, own), found
 
@@ -132,4 +133,5 @@ def _similarity(frames: Tensor, frame_mask: Tensor, valid: Tensor) -> Tensor:
     rows = valid.to(torch.float32).unsqueeze(-1)
     means = means - (means * rows).sum(dim=0) / rows.sum().clamp(min=1)
     means = functional.normalize(means, dim=-1)
-    return means @ means.T
+    with no_autocast(means):  # counted outside autocast and used inside: the same numbers in both
+        return means @ means.T

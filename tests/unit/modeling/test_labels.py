@@ -9,9 +9,31 @@ from sklearn.preprocessing import QuantileTransformer
 from vidsim.modeling.labels import LabelTransform, fit_label_transform, self_distilled_labels
 from vidsim.modeling.metrics import tie_ceiling
 
-# Pairs in 10,000 per label 0, .05, ..., 1. The published marginals of the competition's label file (36.4 % at 0, 6.9 % at
-# .5, 13.9 % at 1); the rest chosen so that the published rank levels come out.
-COUNTS = [3640, 550, 345, 240, 240, 230, 203, 203, 203, 203, 690, 256, 256, 256, 256, 256, 139, 139, 139, 180, 1376]
+# Pairs in 10,000 per label 0, .05, ..., 1: published marginals of the competition's label file (36.4 % at 0,
+# 6.9 % at .5, 13.9 % at 1); the rest is chosen so that the published rank levels come out.
+COUNTS = [
+    3640,
+    550,
+    345,
+    240,
+    240,
+    230,
+    203,
+    203,
+    203,
+    203,
+    690,
+    256,
+    256,
+    256,
+    256,
+    256,
+    139,
+    139,
+    139,
+    180,
+    1376,
+]
 LEVELS = np.arange(21) / 20
 PUBLISHED = {0: 0, 0.05: 0.28, 0.1: 0.34, 0.25: 0.44, 0.5: 0.61, 0.75: 0.81, 0.95: 0.895, 1: 1}
 
@@ -97,7 +119,9 @@ def test_refuses_what_has_no_meaning() -> None:
 
 
 def test_self_distilled_labels_by_hand() -> None:
-    assert self_distilled_labels([1.0, 0.0, 0.5], [0.5, -0.4, 0.5]).tolist() == pytest.approx([0.85, 0.0, 0.5])
+    assert self_distilled_labels([1.0, 0.0, 0.5], [0.5, -0.4, 0.5]).tolist() == pytest.approx(
+        [0.85, 0.0, 0.5]
+    )
     assert self_distilled_labels([1.0], [0.0], label_weight=0.25).tolist() == [0.25]
     with pytest.raises(ValueError, match="1 labels but 2 cosines"):
         self_distilled_labels([1.0], [0.0, 0.1])

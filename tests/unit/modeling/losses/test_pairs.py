@@ -22,9 +22,11 @@ def test_mse_by_hand() -> None:
 
 
 def test_lbpc_by_hand() -> None:
-    # T = 1 and cosines ln 1, ln 2, ln 3: softmax 1/6, 2/6, 3/6, centred -1, 0, 1; labels centred -1/3, 2/3, -1/3.
+    # T = 1 and cosines ln 1, ln 2, ln 3: softmax 1/6, 2/6, 3/6, centred -1, 0, 1 (sixths).
+    # Labels 0, 1, 0 centred -1/3, 2/3, -1/3.
     cosines = torch.tensor([0.0, math.log(2.0), math.log(3.0)], dtype=torch.float64)
-    assert lbpc(cosines, torch.tensor([0.0, 1.0, 0.0]), temperature=1.0).item() == pytest.approx(0.0, abs=1e-12)
+    loss = lbpc(cosines, torch.tensor([0.0, 1.0, 0.0]), temperature=1.0)
+    assert loss.item() == pytest.approx(0.0, abs=1e-12)
     # Labels 0, 1, 1 centred -2/3, 1/3, 1/3: 1 / sqrt(2 * 2/3).
     loss = lbpc(cosines, torch.tensor([0.0, 1.0, 1.0]), temperature=1.0)
     assert loss.item() == pytest.approx(-0.8660254037844386)
@@ -40,7 +42,12 @@ def test_lbpc_is_minus_pearson_of_the_softmax() -> None:
 
 @pytest.mark.parametrize("value", [0.3, 0.0, 1.0])
 def test_lbpc_without_a_correlation_is_zero_with_gradient(value: float) -> None:
-    for labels in (torch.full((4,), value), torch.full((1,), value), torch.zeros(0)):
+    for labels in (
+        torch.full((7,), value),
+        torch.full((13,), value),
+        torch.full((1,), value),
+        torch.zeros(0),
+    ):
         cosines = torch.linspace(-0.1, 0.7, len(labels)).requires_grad_()
         loss = lbpc(cosines, labels)
         loss.backward()
@@ -82,7 +89,8 @@ def test_bernoulli_kl_by_hand() -> None:
     # y = .5, p = .25: .5 ln 2 + .5 ln(2/3); y = 1, p = .5: ln 2.
     loss = bernoulli_kl(torch.tensor([0.25, 0.5]), torch.tensor([0.5, 1.0]))
     assert loss.item() == pytest.approx((0.1438410362 + 0.6931471806) / 2)
-    assert bernoulli_kl(torch.tensor([0.3, 0.7]), torch.tensor([0.3, 0.7])).item() == pytest.approx(0.0, abs=1e-6)
+    equal = torch.tensor([0.3, 0.7])
+    assert bernoulli_kl(equal, equal).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_bernoulli_kl_outside_the_clamp_leads_back_or_is_flat() -> None:

@@ -1,0 +1,33 @@
+"""From what a user names to a checkpoint folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vidsim.common.errors import UserError
+from vidsim.engine.checkpoint import newest_valid, what_is_wrong
+
+
+def checkpoint_of(path: Path) -> Path:
+    """The checkpoint that a path means.
+
+    Args:
+        path: A checkpoint folder or any folder with `config.json` (taken as it is), or a run folder, whose best
+            checkpoint is taken, or its newest valid one where there is no best.
+
+    Raises:
+        UserError: There is no checkpoint, or it is damaged.
+    """
+    if (path / "config.json").is_file():
+        problem = what_is_wrong(path) if (path / "MANIFEST.json").is_file() else None
+        if problem:
+            raise UserError(f"is damaged: {problem}", file=path, fix="take another checkpoint")
+        return path
+    checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    best = checkpoints / "best"
+    if best.is_dir() and what_is_wrong(best.resolve()) is None:
+        return best.resolve()
+    newest = newest_valid(checkpoints) if checkpoints.is_dir() else None
+    if newest is None:
+        raise UserError("holds no checkpoint", file=path, fix="name a run folder or a checkpoint folder")
+    return newest

@@ -54,14 +54,10 @@ def read_human_pairs(path: Path) -> Pairs:
 
 def main(argv: list[str] | None = None) -> int:
     """Prepare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="SRC")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument(
-        "--features", type=Path, help="features.npy of an earlier run, instead of extracting again"
-    )
+    parser.add_argument("--features", type=Path, help="features.npy of an earlier run, instead of extracting again")
     parser.add_argument("--extractor", default=EFFICIENTNET_LITE0)
     options = parser.parse_args(argv)
     features = options.features
@@ -87,9 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     write_pairs(options.out / "pairs.tsv", pairs)
     with atomic_path(options.out / "pair_ids.txt") as temporary:
         temporary.write_text("\n".join(sorted(pairs.unique_ids())) + "\n", encoding="utf-8")
-    print(
-        f"{len(pairs):,} human-scored pairs of {len(pairs.unique_ids()):,} videos -> {options.out}/pairs.tsv"
-    )
+    print(f"{len(pairs):,} human-scored pairs of {len(pairs.unique_ids()):,} videos -> {options.out}/pairs.tsv")
     return 0
 
 

@@ -52,9 +52,7 @@ _STOP_CHARACTERS = frozenset("一个在的了着和上里把是有正这那他�
 
 def normalise(text: str) -> str:
     """Lower case, letters and digits only, single blanks; no blanks at all beside Chinese characters."""
-    kept = "".join(
-        character if unicodedata.category(character)[0] in "LN" else " " for character in text.lower()
-    )
+    kept = "".join(character if unicodedata.category(character)[0] in "LN" else " " for character in text.lower())
     words = kept.split()
     return ("" if any("\u4e00" <= character <= "\u9fff" for character in kept) else " ").join(words)
 
@@ -86,9 +84,7 @@ def terms(caption: str, language: str) -> set[str]:
 
 def choose_tags(captions: Sequence[Sequence[str]], language: str) -> list[list[str]]:
     """For each clip, terms of two (and a tenth) of its captions, neither rare nor everywhere; best first."""
-    counts = [
-        Counter(term for caption in clip for term in sorted(terms(caption, language))) for clip in captions
-    ]
+    counts = [Counter(term for caption in clip for term in sorted(terms(caption, language))) for clip in captions]
     shared = [
         {term: count for term, count in clip.items() if count >= max(2, 0.1 * len(texts))}
         for clip, texts in zip(counts, captions, strict=True)
@@ -116,9 +112,7 @@ def clip_pairs(rows: Iterable[dict[str, Any]]) -> Pairs:
 def write_rows(path: Path, videos: Sequence[dict[str, Any]], rated: set[str], language: str) -> None:
     """Write the table that the converter reads, and print what was dropped."""
     captions = [usable_captions(video[f"captions_{language}"], rated) for video in videos]
-    dropped = sum(
-        normalise(caption) in rated for video in videos for caption in video[f"captions_{language}"]
-    )
+    dropped = sum(normalise(caption) in rated for video in videos for caption in video[f"captions_{language}"])
     end = ". " if language == "en" else "。"
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for video, texts, tags in zip(videos, captions, choose_tags(captions, language), strict=True):
@@ -126,9 +120,7 @@ def write_rows(path: Path, videos: Sequence[dict[str, Any]], rated: set[str], la
             row = {"id": video["id"], "title": texts[0] if texts else "", "asr": asr, "tags": tags}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     empty = sum(not texts for texts in captions)
-    print(
-        f"{language}: {dropped:,} captions are rated sentences and dropped, {empty:,} clips have no text left"
-    )
+    print(f"{language}: {dropped:,} captions are rated sentences and dropped, {empty:,} clips have no text left")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -137,14 +129,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Prepare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="SRC")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument(
-        "--features", type=Path, help="features.npy of an earlier run, instead of extracting again"
-    )
+    parser.add_argument("--features", type=Path, help="features.npy of an earlier run, instead of extracting again")
     parser.add_argument("--extractor", default=EFFICIENTNET_LITE0)
     options = parser.parse_args(argv)
     videos = _read(options.source / "videos.jsonl")

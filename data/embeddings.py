@@ -238,6 +238,9 @@ class EmbeddingWriter:
                 raise UserError(
                     f"the shards are not those of {INDEX_FILE}", file=self.folder, fix=_START_AFRESH
                 )
+            if self._expected_rows not in (None, index["num_rows"]):
+                message = f"is complete with {index['num_rows']:,} rows, not {self._expected_rows:,}"
+                raise UserError(message, file=self.folder, fix=_START_AFRESH)
             self.is_complete = True
 
     def _rows_of_shard(self, path: Path) -> int:

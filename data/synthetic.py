@@ -17,9 +17,7 @@ import argparse
 import dataclasses
 import functools
 import itertools
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +39,7 @@ from vidsim.data.synthetic_pairs import PairGraph, score_levels
 from vidsim.data.synthetic_world import Latents, World
 from vidsim.data.tf_example import Features
 from vidsim.data.tfrecord import write_frames
+from vidsim.data.workers import Advance, run_jobs
 
 _POINTWISE, _PAIRWISE, _TEST_A, _TEST_B = "pointwise", "pairwise", "test_a", "test_b"
 _PARTS = (_POINTWISE, _PAIRWISE, _TEST_A, _TEST_B)
@@ -85,18 +84,10 @@ class GeneratorConfig:
         tests = pairs // 2 if self.num_test_pairs is None else self.num_test_pairs
         tags = int(np.clip(self.num_videos // 100, 100, 10_000)) if self.num_tags is None else self.num_tags
         files = min(self.num_files, self.num_videos)
-        config = dataclasses.replace(
-            self, num_pairs=pairs, num_test_pairs=tests, num_tags=tags, num_files=files
-        )
-        least = {
-            "num_videos": 1,
-            "num_pairs": 0,
-            "num_test_pairs": 0,
-            "frame_dim": 1,
-            "num_tags": 20,
-            "seed": 0,
-        }
-        for name, value in ({"num_files": 1} | least).items():
+        config = dataclasses.replace(self, num_pairs=pairs, num_test_pairs=tests, num_tags=tags, num_files=files)
+        at_least_one = ("num_videos", "num_files", "frame_dim")
+        least = dict.fromkeys(at_least_one, 1) | {"num_pairs": 0, "num_test_pairs": 0, "num_tags": 20, "seed": 0}
+        for name, value in least.items():
             if getattr(config, name) < value:
                 raise UserError(f"is {getattr(self, name)}, must be at least {value}", field=name)
         return config
@@ -134,7 +125,8 @@ def generate(out: str | Path, config: GeneratorConfig, *, num_processes: int = 1
     num_videos = config.num_videos + sum(len(graph.latents) for graph in graphs.values())
     require_free_space(out, num_videos * (_MEAN_FRAMES * config.frame_dim * 2 + _TEXT_BYTES))
     jobs, planted = _plan_files(config, graphs)
-    _write_files(out, config, jobs, num_processes)
+    write = functools.partial(_write_file, out, config)
+    run_jobs(write, jobs, num_processes, total=num_videos, desc="generating", unit="videos")
     planted += _write_labels(out, config, world, graphs)
     planted += _write_tags(out, world, config.plant_errors)
     if config.plant_errors:
@@ -147,7 +139,7 @@ def generate(out: str | Path, config: GeneratorConfig, *, num_processes: int = 1
 
 def video_id(part: str, index: int, seed: int) -> str:
     """Id of a video: up to 19 decimal digits, different for every part and index."""
-    number = _PARTS.index(part) * 2**60 + index
+    number = _PARTS.index(part) * 2**60 + index + 1
     return str((number * _FACTOR + seed * 1_442_695_040_888_963_407 + 1) % _PRIME)
 
 
@@ -181,26 +173,10 @@ def _plan_files(config: GeneratorConfig, graphs: dict[str, PairGraph]) -> tuple[
     return jobs, planted
 
 
-def _write_files(out: Path, config: GeneratorConfig, jobs: list[_Job], num_processes: int) -> None:
-    write = functools.partial(_write_file, out, config)
-    if num_processes <= 1:
-        for job in jobs:
-            _write_file(out, config, job, show=True)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
-        try:
-            done = pool.map(write, jobs)
-            for _ in progress(done, total=len(jobs), desc="generating", unit="files"):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _write_file(out: Path, config: GeneratorConfig, job: _Job, show: bool = False) -> None:
-    videos = _videos(config, job)
-    clean = progress(videos, total=job.count, desc=job.file, unit="videos", enabled=show)
+def _write_file(
+    out: Path, config: GeneratorConfig, job: _Job, /, *, advance: Advance | None = None, show: bool = False
+) -> None:
+    clean = progress(_videos(config, job, advance), total=job.count, desc=job.file, unit="videos", enabled=show)
     # The raw material of the dirty records: a video with a number that is not used.
     extra = _features(config, job.part, 2**59, None) if job.planted else {}
     first = video_id(job.part, job.start, config.seed).encode()
@@ -208,9 +184,11 @@ def _write_file(out: Path, config: GeneratorConfig, job: _Job, show: bool = Fals
     write_frames(out / job.file, insert_dirty_records(clean, job.planted, extra, first, other))
 
 
-def _videos(config: GeneratorConfig, job: _Job) -> Iterator[Features]:
+def _videos(config: GeneratorConfig, job: _Job, advance: Advance | None) -> Iterator[Features]:
     for index in range(job.start, job.start + job.count):
         yield _features(config, job.part, index, None if job.latents is None else job.latents[index])
+        if advance:
+            advance(1)
 
 
 def _features(config: GeneratorConfig, part: str, index: int, latent: np.void | None) -> Features:
@@ -232,9 +210,7 @@ def _features(config: GeneratorConfig, part: str, index: int, latent: np.void | 
     return features
 
 
-def _write_labels(
-    out: Path, config: GeneratorConfig, world: World, graphs: dict[str, PairGraph]
-) -> list[Planted]:
+def _write_labels(out: Path, config: GeneratorConfig, world: World, graphs: dict[str, PairGraph]) -> list[Planted]:
     """`label.tsv` and the hidden scores; one scale of scores over all of them."""
     if not graphs:
         return []

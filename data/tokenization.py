@@ -1,4 +1,4 @@
-"""Tokenizers: load one, or train one on the texts of a data set. Always fast, always with the five special tokens."""
+"""Tokenizers: load one, or train one on texts. Always fast, always with the five special tokens."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         raise UserError("is not a tokenizer", file=path, fix=_NAME_ONE)
     missing = [role for role in _ROLES if getattr(tokenizer, role) is None]
     if missing:
-        raise UserError(
-            f"the tokenizer has no {', '.join(missing)}", file=path, fix="use one of a BERT-like model"
-        )
+        raise UserError(f"the tokenizer has no {', '.join(missing)}", file=path, fix="use one of a BERT-like model")
     return tokenizer
 
 
@@ -107,9 +105,7 @@ def train_tokenizer(
 
 def _load_folder(folder: Path) -> PreTrainedTokenizerBase:
     if not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
-        raise UserError(
-            f"holds none of {', '.join(_TOKENIZER_FILES)}", file=folder, fix="name a checkpoint folder"
-        )
+        raise UserError(f"holds none of {', '.join(_TOKENIZER_FILES)}", file=folder, fix="name a checkpoint folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     # A damaged tokenizer.json comes up as a bare Exception of the Rust library.
@@ -153,31 +149,49 @@ def _train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
         words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     if not words:
         raise UserError("the corpus holds no text", field="texts")
-    characters: Counter[str] = Counter()
-    for word, count in words.items():
-        for position, character in enumerate(word):
-            characters[character if position == 0 else _CONTINUATION + character] += count
-    ranked = sorted(characters, key=lambda piece: (-characters[piece], piece))
-    alphabet = set(ranked[: int(_ALPHABET_SHARE * (vocab_size - len(SPECIAL_TOKENS)))])
-    if len(alphabet) < len(ranked):
-        lost, total = sum(characters[piece] for piece in ranked[len(alphabet) :]), characters.total()
-        print(f"{lost / total:.2%} of the characters do not fit into the vocabulary: [UNK]", file=sys.stderr)
+    alphabet, lost = _choose_alphabet(words, int(_ALPHABET_SHARE * (vocab_size - len(SPECIAL_TOKENS))))
+    if lost:
+        print(f"{lost:.2%} of the characters do not fit into the vocabulary: [UNK]", file=sys.stderr)
     # The Rust trainer numbers characters in the random order of its hash table, and its choices depend on the
     # numbers. Handing it all characters as special tokens fixes the numbers.
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=[*SPECIAL_TOKENS, *sorted(alphabet)], show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=[*SPECIAL_TOKENS, *alphabet],
+        limit_alphabet=len(alphabet),
+        show_progress=False,
     )
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.train_from_iterator(_repeated(words, alphabet), trainer)
+    tokenizer.train_from_iterator(_repeated(words, frozenset(alphabet)), trainer)
     return _bert_tokenizer(tokenizer.get_vocab())
 
 
-def _repeated(words: Counter[str], alphabet: set[str]) -> Iterator[str]:
+def _choose_alphabet(words: Counter[str], limit: int) -> tuple[list[str], float]:
+    """At most `limit` pieces of one character, sorted, and the share of the corpus' characters left out.
+
+    The most frequent characters are taken, each with its form inside a word if it occurs there.
+    """
+    counts: Counter[str] = Counter()
+    inside: set[str] = set()
+    for word, count in words.items():
+        for character in word:
+            counts[character] += count
+        inside.update(word[1:])
+    alphabet: list[str] = []
+    lost = 0
+    for character in sorted(counts, key=lambda character: (-counts[character], character)):
+        forms = [character, _CONTINUATION + character][: 1 + (character in inside)]
+        if not lost and len(alphabet) + len(forms) <= limit:
+            alphabet += forms
+        else:
+            lost += counts[character]
+    return sorted(alphabet), lost / counts.total()
+
+
+def _repeated(words: Counter[str], alphabet: frozenset[str]) -> Iterator[str]:
     """Lines in which each word stands as often as counted; words that will be [UNK] are left out."""
     for word, count in sorted(words.items()):
-        pieces = [word[0], *(_CONTINUATION + character for character in word[1:])]
-        if alphabet.issuperset(pieces):
+        if alphabet.issuperset(word):
             for start in range(0, count, _WORDS_A_LINE):
                 yield " ".join([word] * min(_WORDS_A_LINE, count - start))
 
@@ -198,7 +212,7 @@ def _train_unigram(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizer
             hard_vocab_limit=False,
             normalization_rule_name="identity",
             max_sentence_length=_MAX_SENTENCE_BYTES,
-            # Ids 0 to 4, as in SPECIAL_TOKENS. Control symbols: text that reads "[MASK]" is not the special token.
+            # Ids 0 to 4, as in SPECIAL_TOKENS.
             pad_id=0,
             unk_id=1,
             bos_id=-1,

@@ -1,4 +1,4 @@
-"""SentencePiece unigram models as fast tokenizers: the same ids, without SentencePiece or protobuf at run time."""
+"""SentencePiece unigram models as fast tokenizers that give the same ids."""
 
 from __future__ import annotations
 
@@ -44,7 +44,6 @@ class SentencePieceModel:
         control: Ids that stand for no text.
         user_defined: Ids that are never split.
         charsmap: Compiled normalisation rules; empty = none.
-        trims: Whether runs of blanks become one and outer ones go.
         byte_fallback: Whether unknown characters become bytes.
     """
 
@@ -53,7 +52,6 @@ class SentencePieceModel:
     control: frozenset[int]
     user_defined: frozenset[int]
     charsmap: bytes
-    trims: bool
     byte_fallback: bool
 
 
@@ -85,13 +83,14 @@ def read_sentencepiece(data: bytes) -> SentencePieceModel:
         raise ValueError("only unigram models are read; save others as a folder with tokenizer.json")
     if trainer.get(_TRAINER_SUFFIX_SPACES) or not normalizer.get(_NORMALIZER_DUMMY_PREFIX, True):
         raise ValueError("models that do not mark blanks before words are not supported")
+    if not normalizer.get(_NORMALIZER_TRIM, True):
+        raise ValueError("models that keep repeated blanks are not supported")
     return SentencePieceModel(
         pieces=pieces,
         unknown=types.index(_TYPE_UNKNOWN),
         control=frozenset(id for id, kind in enumerate(types) if kind == _TYPE_CONTROL),
         user_defined=frozenset(id for id, kind in enumerate(types) if kind == _TYPE_USER_DEFINED),
         charsmap=normalizer.get(_NORMALIZER_CHARSMAP, b""),
-        trims=bool(normalizer.get(_NORMALIZER_TRIM, True)),
         byte_fallback=bool(trainer.get(_TRAINER_BYTE_FALLBACK, False)),
     )
 
@@ -154,9 +153,7 @@ def unigram_tokenizer(
         model: The pieces.
         normalizer: Applied to text first; None takes the rules in the model.
     """
-    tokenizer = Tokenizer(
-        models.Unigram(list(model.pieces), unk_id=model.unknown, byte_fallback=model.byte_fallback)
-    )
+    tokenizer = Tokenizer(models.Unigram(list(model.pieces), unk_id=model.unknown, byte_fallback=model.byte_fallback))
     tokenizer.normalizer = normalizer or _normalizer_of(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always")
     tokenizer.decoder = _decoder_of(model)
@@ -165,13 +162,8 @@ def unigram_tokenizer(
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in controls])
     tokenizer.add_tokens([AddedToken(texts[id], normalized=True) for id in sorted(model.user_defined)])
     known = frozenset(texts)
-    names = {
-        role: next((name for name in options if name in known), options[0])
-        for role, options in _NAMES.items()
-    }
-    tokenizer.add_special_tokens(
-        [AddedToken(name, special=True, normalized=False) for name in names.values()]
-    )
+    names = {role: next((name for name in options if name in known), options[0]) for role, options in _NAMES.items()}
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names.values()])
     cls, sep = names["cls_token"], names["sep_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{cls} $A {sep}",
@@ -188,8 +180,7 @@ def _normalizer_of(model: SentencePieceModel) -> normalizers.Normalizer:
     steps: list[normalizers.Normalizer] = []
     if model.charsmap:
         steps.append(normalizers.Precompiled(model.charsmap))
-    if model.trims:
-        steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip()]
+    steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip()]
     return normalizers.Sequence(steps)
 
 

@@ -99,16 +99,12 @@ def make_accelerator(
 def banner_lines(accelerator: Accelerator) -> list[str]:
     """Where and with what this run computes: processes, device, precision, package path, versions."""
     device = accelerator.device
-    name = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    )
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
     if device.type == "cuda":
         precision += f", fp32 matrix products: {torch.get_float32_matmul_precision()}"
     processes = "1 process" if accelerator.num_processes == 1 else f"{accelerator.num_processes} processes"
-    packages = " · ".join(
-        f"{package} {version_of(package)}" for package in ("torch", "accelerate", "transformers")
-    )
+    packages = " · ".join(f"{package} {version_of(package)}" for package in ("torch", "accelerate", "transformers"))
     return [
         f"vidsim {version_of('vidsim')} ({package_path()})",
         f"{processes} on {device.type} ({name}), {precision}",
@@ -162,9 +158,7 @@ def _wanted_processes() -> int:
         if value is None:
             continue
         if not value.isdecimal() or int(value) < 1:
-            raise UserError(
-                f"'{value}' is not a number of processes", field=variable, fix="unset it, or use torchrun"
-            )
+            raise UserError(f"'{value}' is not a number of processes", field=variable, fix="unset it, or use torchrun")
         return int(value)
     # The single-process launcher of accelerate sets an address only if more than one process was asked for.
     if "ACCELERATE_DYNAMO_MODE" in os.environ and "MASTER_ADDR" in os.environ:

@@ -48,9 +48,7 @@ def attacked(module: nn.Module, config: FgmConfig) -> Iterator[None]:
             for parameter in targets:
                 if parameter.grad is not None:
                     # No `if norm > 0`: it would wait for the device. A zero gradient moves nothing.
-                    norm = torch.linalg.vector_norm(parameter.grad).clamp_min(
-                        torch.finfo(parameter.dtype).tiny
-                    )
+                    norm = torch.linalg.vector_norm(parameter.grad).clamp_min(torch.finfo(parameter.dtype).tiny)
                     parameter.add_(parameter.grad / norm, alpha=config.epsilon)
         yield
     finally:

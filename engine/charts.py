@@ -27,7 +27,7 @@ def line_chart(points: Sequence[tuple[int, float]], *, label: str, x_label: str 
         return f'<p class="empty">no finite value among {len(points)}</p>'
     y_ticks = ticks(min(y for _, y in finite), max(y for _, y in finite), 4)
     x_low, x_high = finite[0][0], max(finite[-1][0], finite[0][0] + 1)
-    x_ticks = [tick for tick in ticks(x_low, x_high, 4) if x_low <= tick <= x_high and tick == int(tick)]
+    x_ticks = [tick for tick in ticks(x_low, x_high, 5) if x_low <= tick <= x_high and tick == int(tick)]
     y_low, y_high = y_ticks[0], y_ticks[-1]
 
     def x_of(x: float) -> float:
@@ -40,9 +40,7 @@ def line_chart(points: Sequence[tuple[int, float]], *, label: str, x_label: str 
     for tick in y_ticks:
         y = y_of(tick)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(
-            f'<text class="tick" x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{_tick_label(tick)}</text>'
-        )
+        parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{_tick_label(tick)}</text>')
     for tick in x_ticks:
         parts.append(
             f'<text class="tick" x="{x_of(tick):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">'
@@ -58,9 +56,7 @@ def line_chart(points: Sequence[tuple[int, float]], *, label: str, x_label: str 
     # A dot on each of few points, otherwise on the last alone; hovering tells its numbers.
     for x, y in finite if len(finite) <= 40 else finite[-1:]:
         tip = f"{escape(x_label)} {x:,}: {format_number(y)}"
-        parts.append(
-            f'<circle class="dot" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="2.6"><title>{tip}</title></circle>'
-        )
+        parts.append(f'<circle class="dot" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="2.6"><title>{tip}</title></circle>')
     parts.append("</svg>")
     return "".join(parts)
 

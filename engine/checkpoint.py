@@ -284,9 +284,7 @@ def _explained(final: Path) -> Iterator[None]:
                 f"a file would be larger than allowed ({text})", file=final, fix="raise the limit (ulimit -f)"
             ) from error
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise UserError(
-                f"cannot be written ({text})", file=final, fix="choose another run folder"
-            ) from error
+            raise UserError(f"cannot be written ({text})", file=final, fix="choose another run folder") from error
         raise
 
 

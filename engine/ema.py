@@ -43,9 +43,7 @@ class ExponentialMovingAverage:
         self.config = config
         self.num_updates = 0
         self._average = {
-            name: parameter.detach().clone()
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad
+            name: parameter.detach().clone() for name, parameter in module.named_parameters() if parameter.requires_grad
         }
 
     @torch.no_grad()

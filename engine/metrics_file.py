@@ -29,9 +29,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise UserError(f"is not JSON ({error})", file=file, record=f"line {number}") from error
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            raise UserError(
-                "is not an object with a whole number", file=file, record=f"line {number}", field="step"
-            )
+            raise UserError("is not an object with a whole number", file=file, record=f"line {number}", field="step")
         lines.append(line)
     return lines
 
@@ -59,7 +57,6 @@ def format_duration(seconds: float) -> str:
 def to_line(line: Mapping[str, Any]) -> str:
     """One line of strict JSON, without its end; what is not finite becomes null."""
     finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in line.items()
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in line.items()
     }
     return json.dumps(finite, ensure_ascii=False, allow_nan=False)

@@ -62,9 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="file to write (default: RUN/report.html); one run only")
     arguments = parser.parse_args(argv)
     if arguments.out is not None and len(arguments.run) > 1:
-        raise UserError(
-            "takes one run only", field="--out", fix="leave it out: each page goes into its run folder"
-        )
+        raise UserError("takes one run only", field="--out", fix="leave it out: each page goes into its run folder")
     for run in arguments.run:
         print(write_report(run, arguments.out))
     return 0
@@ -174,9 +172,7 @@ def _numbers(series: Series) -> str:
             format_number(points[-1][1]),
             *(f"{format_number(value)} (step {step:,})" for value, step in (low, high)),
         ]
-        rows.append(
-            f"<tr><td>{escape(name)}</td>" + "".join(f'<td class="number">{cell}</td>' for cell in cells)
-        )
+        rows.append(f"<tr><td>{escape(name)}</td>" + "".join(f'<td class="number">{cell}</td>' for cell in cells))
     if not rows:
         return ""
     head = "<tr><th>metric</th>" + "".join(

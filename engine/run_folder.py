@@ -227,9 +227,7 @@ def _check_same(config_file: Path, config_yaml: str, *, fix: str) -> None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot be read ({error})", file=config_file) from error
     changed = [
-        line
-        for line in differences(old, yaml.safe_load(config_yaml))
-        if line.split(":")[0] not in RESUMABLE_CHANGES
+        line for line in differences(old, yaml.safe_load(config_yaml)) if line.split(":")[0] not in RESUMABLE_CHANGES
     ]
     if changed:
         more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
@@ -243,9 +241,7 @@ def _check_same(config_file: Path, config_yaml: str, *, fix: str) -> None:
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, Mapping) and value:
         return [
-            item
-            for key, child in value.items()
-            for item in _flat(child, f"{prefix}.{key}" if prefix else str(key))
+            item for key, child in value.items() for item in _flat(child, f"{prefix}.{key}" if prefix else str(key))
         ]
     return [(prefix, value)]
 

@@ -83,7 +83,7 @@ def _spell_out_switches(arguments: list[str], schema: type) -> list[str]:
     """`--resume` alone means `--resume true`."""
     switches = {f"--{field.name}" for field in dataclasses.fields(schema) if field.type in ("bool", bool)}
     result = []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
         result.append(argument)
         if argument in switches and following.startswith("--"):
             result.append("true")

@@ -42,9 +42,7 @@ def check_trackers(names: Sequence[str]) -> None:
     """
     for name in names:
         if name not in _INSTALL:
-            raise UserError(
-                f"'{name}' is not known", field="trackers", fix=f"use some of {', '.join(_INSTALL)}"
-            )
+            raise UserError(f"'{name}' is not known", field="trackers", fix=f"use some of {', '.join(_INSTALL)}")
         if importlib.util.find_spec(name) is None:
             raise UserError(f"'{name}' is not installed", field="trackers", fix=_INSTALL[name])
 
@@ -75,9 +73,7 @@ class _Wandb:
         mode = None
         if not _has_wandb_key():
             mode = "offline"
-            line = (
-                f"wandb: no key found, so it runs offline; later: wandb sync {run.path}/wandb/offline-run-*"
-            )
+            line = f"wandb: no key found, so it runs offline; later: wandb sync {run.path}/wandb/offline-run-*"
             print(line, file=sys.stderr, flush=True)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", _PROJECT),

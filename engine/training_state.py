@@ -49,9 +49,7 @@ def write_training_state(
     """
     tensors, aliases = module_tensors(module)
     _write_tensors(folder / MODULE_FILE, tensors)
-    optimizer_state = {
-        f"{kind}/{name}": tensor for name, kind, tensor in _optimizer_tensors(module, optimizer)
-    }
+    optimizer_state = {f"{kind}/{name}": tensor for name, kind, tensor in _optimizer_tensors(module, optimizer)}
     _write_tensors(folder / OPTIMIZER_FILE, optimizer_state)
     if ema is not None:
         _write_tensors(folder / EMA_FILE, ema.state_dict())
@@ -84,9 +82,7 @@ def read_training_state(
             raise UserError("is missing", file=file, field=key)
     if content["has_ema"] != (ema is not None):
         saved, wanted = ("with", "without") if content["has_ema"] else ("without", "with")
-        raise UserError(
-            f"was saved {saved} a moving average, this run is {wanted}", file=file, field="has_ema"
-        )
+        raise UserError(f"was saved {saved} a moving average, this run is {wanted}", file=file, field="has_ema")
     # Everything is read and checked before anything is changed.
     expected, _ = module_tensors(module)
     tensors = _read_tensors(folder / MODULE_FILE)
@@ -136,34 +132,24 @@ def num_bytes(
     return of_module, of_module + of_optimizer + (size(ema.state_dict().values()) if ema is not None else 0)
 
 
-def _named_groups(
-    module: nn.Module, optimizer: torch.optim.Optimizer
-) -> list[tuple[dict[str, Any], list[str]]]:
+def _named_groups(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[dict[str, Any], list[str]]]:
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    return [
-        (group, [names[id(parameter)] for parameter in group["params"]]) for group in optimizer.param_groups
-    ]
+    return [(group, [names[id(parameter)] for parameter in group["params"]]) for group in optimizer.param_groups]
 
 
-def _optimizer_tensors(
-    module: nn.Module, optimizer: torch.optim.Optimizer
-) -> list[tuple[str, str, torch.Tensor]]:
+def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, str, torch.Tensor]]:
     result = []
     for group, names in _named_groups(module, optimizer):
         for name, parameter in zip(names, group["params"], strict=True):
             for kind, value in optimizer.state.get(parameter, {}).items():
                 if not isinstance(value, torch.Tensor):
-                    raise TypeError(
-                        f"optimizer state {kind} of {name} is a {type(value).__name__}, not a tensor"
-                    )
+                    raise TypeError(f"optimizer state {kind} of {name} is a {type(value).__name__}, not a tensor")
                 result.append((name, kind, value))
     return result
 
 
 def _group_settings(group: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
-    settings = {
-        key: value for key, value in group.items() if key not in ("params", "names", *_IMPLEMENTATION)
-    }
+    settings = {key: value for key, value in group.items() if key not in ("params", "names", *_IMPLEMENTATION)}
     return {"parameters": names, "settings": settings}
 
 
@@ -236,24 +222,20 @@ def _check_fit(
     tied: Mapping[str, str],
 ) -> None:
     _check_names(file, list(found), list(expected), "tensor", tied)
-    for name, tensor in found.items():
-        if tensor.shape != expected[name].shape:
-            raise UserError(_shapes(tensor, expected[name]), file=file, field=name)
-        if tensor.dtype != expected[name].dtype:
-            raise UserError(f"is {tensor.dtype}, this run has {expected[name].dtype}", file=file, field=name)
+    for name, wanted in expected.items():
+        if found[name].shape != wanted.shape:
+            raise UserError(_shapes(found[name], wanted), file=file, field=name)
+        if found[name].dtype != wanted.dtype:
+            raise UserError(f"is {found[name].dtype}, this run has {wanted.dtype}", file=file, field=name)
 
 
-def _check_names(
-    file: Path, found: list[str], expected: list[str], what: str, tied: Mapping[str, str]
-) -> None:
+def _check_names(file: Path, found: list[str], expected: list[str], what: str, tied: Mapping[str, str]) -> None:
     missing = sorted(set(expected) - set(found), key=expected.index)
     unexpected = sorted(set(found) - set(expected), key=found.index)
     if missing or unexpected:
         name = (missing or unexpected)[0]
         hint = f" ('{name}' was tied to '{tied[name]}')" if name in tied else ""
-        faults = (
-            f"{len(missing)} {what}(s) missing {missing[:5]}, {len(unexpected)} unexpected {unexpected[:5]}"
-        )
+        faults = f"{len(missing)} {what}(s) missing {missing[:5]}, {len(unexpected)} unexpected {unexpected[:5]}"
         raise UserError(
             faults + hint,
             file=file,

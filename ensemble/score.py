@@ -303,10 +303,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.by:
         scores += score_by_group(cosines, args.embeddings, pairs, read_groups(args.by), **options)
     print(table(scores))
-    ceiling = (
-        f"With the ties of these labels, predictions without ties reach at most {scores[0].tie_ceiling:.4f}."
-    )
-    print(f"{ceiling} Intervals: {args.bootstrap} draws, the pairs of one first video together.")
+    ceiling = scores[0].tie_ceiling
+    print(f"With the ties of these labels, predictions without ties reach at most {ceiling:.4f}.")
+    if args.bootstrap:
+        print(
+            f"Intervals: {args.bootstrap:,} bootstrap draws; the pairs of one first video are drawn together."
+        )
     if args.json:
         write_json(
             args.json, {"pairs": args.pairs, "seed": args.seed, "scores": [asdict(each) for each in scores]}

@@ -166,9 +166,7 @@ def checked_stream(
     """
     shape = tuple(features.shape)
     if len(shape) != 3 or shape[0] != batch_size or shape[2] != dim or shape[1] > max_length:
-        raise ValueError(
-            f"stream {name!r} has shape {shape}, expected ({batch_size}, at most {max_length}, {dim})"
-        )
+        raise ValueError(f"stream {name!r} has shape {shape}, expected ({batch_size}, at most {max_length}, {dim})")
     if mask is None:
         return features, torch.ones(shape[:2], dtype=torch.bool, device=features.device)
     if mask.shape != features.shape[:2]:

@@ -29,7 +29,7 @@ from transformers.utils.generic import ModelOutput
 from .config import FRAMES, VidsimConfig, stream_keys
 from .embeddings import InputSequence, StreamEmbedding, build_sequence, checked_stream, take_rows
 from .heads import EmbeddingHead
-from .initialization import LoadReport, first_position, load_text_encoder
+from .initialization import LoadReport, first_position, load_text_encoder, own_memory
 from .pooling import AttentionPooling, masked_mean
 from .processor import VideoTextProcessor
 
@@ -273,6 +273,13 @@ class VideoTextEncoder(PreTrainedModel):
     def hidden_mean(output: VidsimOutput) -> torch.Tensor:
         """Masked mean of the last hidden state, float32 [B, H]: the honest probe of a pretrained encoder."""
         return masked_mean(output.last_hidden_state, output.mask)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a saved encoder, as every `PreTrainedModel`; on a CPU it then computes the very same bits."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        own_memory(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
 
     @classmethod
     def from_text_checkpoint(

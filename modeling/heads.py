@@ -59,9 +59,7 @@ class MlmHead(nn.Module):
         layer_norm_eps: Of the LayerNorm.
     """
 
-    def __init__(
-        self, hidden_size: int, embedding_size: int, vocab_size: int, layer_norm_eps: float = 1e-12
-    ) -> None:
+    def __init__(self, hidden_size: int, embedding_size: int, vocab_size: int, layer_norm_eps: float = 1e-12) -> None:
         """Build the transform."""
         super().__init__()
         self.dense = _init_linear(nn.Linear(hidden_size, embedding_size))

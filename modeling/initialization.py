@@ -92,6 +92,7 @@ def load_text_encoder(
     tokenizer = tokenizer if tokenizer is not None else _tokenizer_in(folder)
     if tokenizer is not None:
         _adopt_tokenizer(text, tokenizer, folder)
+    own_memory(text)
     return text, LoadReport(unexpected=tuple(sorted(unexpected)))
 
 
@@ -129,6 +130,17 @@ def load_mlm_head(path: str | Path, head: MlmHead) -> LoadReport:
             if value is not None:
                 unexpected.append(sources[name])
     return LoadReport(missing=tuple(missing), unexpected=tuple(unexpected))
+
+
+def own_memory(model: nn.Module) -> None:
+    """Copy CPU weights out of the mapping of the file they were loaded from.
+
+    There they lie at odd addresses, where CPU kernels take other paths and round differently: the same weights
+    would give other last bits than before they were saved.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
 
 
 def first_position(text: PreTrainedModel) -> int:

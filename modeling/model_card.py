@@ -31,8 +31,7 @@ def write_model_card(
     Args:
         folder: Where `save_pretrained` wrote `config.json`.
         metrics: Measure to value, for example `{"spearman": 0.886}`.
-        base_model: Text checkpoint that the encoder started from: a hub name, or a folder, of which only the
-            last part is written; None: fresh weights.
+        base_model: Hub name or folder (only its name is written) of the text checkpoint; None: fresh weights.
         data: Name of the data set that the numbers were measured on.
         name: Title of the card; None: the folder's name.
         language: Language codes of the texts.
@@ -52,8 +51,7 @@ def write_model_card(
         if not math.isfinite(value):
             raise ValueError(f"metric {measure!r} is {value}")
     name = name or folder.resolve().name
-    is_folder = base_model is not None and (Path(base_model).is_absolute() or Path(base_model).is_dir())
-    base_model = Path(base_model).name if base_model is not None and is_folder else base_model
+    base_model = _without_path(base_model)
     config = VidsimConfig.from_pretrained(folder)
     card_data = ModelCardData(
         model_name=name,
@@ -63,7 +61,7 @@ def write_model_card(
         language=language,
         license=license,
         tags=["video", "video-similarity", "embedding", "vidsim"],
-        eval_results=[_eval_result(name, float(value), data) for name, value in metrics.items()] or None,
+        eval_results=[_eval_result(key, float(value), data) for key, value in metrics.items()] or None,
     )
     card = ModelCard.from_template(
         card_data,
@@ -76,8 +74,17 @@ def write_model_card(
         streams=config.streams,
         training=training or {},
     )
-    target = folder / "README.md"
-    temporary = folder / f".README.md.{os.getpid()}"
+    return _save(card, folder / "README.md")
+
+
+def _without_path(base_model: str | None) -> str | None:
+    if base_model is None or not (Path(base_model).is_absolute() or Path(base_model).is_dir()):
+        return base_model
+    return Path(base_model).resolve().name
+
+
+def _save(card: ModelCard, target: Path) -> Path:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         card.save(temporary)
         temporary.replace(target)

@@ -130,9 +130,7 @@ class VideoTextProcessor(ProcessorMixin):
             batch[features_key], batch[mask_key] = _stream_batch(name, arrays, len(titles), sizes, padding)
         return batch
 
-    def _text_batch(
-        self, titles: Sequence[str], asrs: Sequence[str] | None, padding: str
-    ) -> dict[str, torch.Tensor]:
+    def _text_batch(self, titles: Sequence[str], asrs: Sequence[str] | None, padding: str) -> dict[str, torch.Tensor]:
         title_ids = self._tokenize("titles", titles, self.max_title_tokens)
         asr_ids: list[list[int]] = [[]] * len(titles)
         if asrs is not None:

@@ -21,9 +21,7 @@ def _refuse_other_machines(self: socket.socket, address: Any) -> None:
     """Let processes of this machine meet (gloo, a local server); any other host is a network."""
     if self.family in (socket.AF_INET, socket.AF_INET6):
         host = str(address[0])
-        if host not in ("localhost", "::1", "0.0.0.0", "", socket.gethostname()) and not host.startswith(
-            "127."
-        ):
+        if host not in ("localhost", "::1", "0.0.0.0", "", socket.gethostname()) and not host.startswith("127."):
             raise AssertionError(f"a test tried to reach {host}: tests read nothing outside the repository")
     _connect(self, address)
 

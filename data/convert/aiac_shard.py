@@ -97,9 +97,7 @@ def failure_line(error: UserError, name: str) -> str:
     return json.dumps(parts | {"fix": error.fix}, ensure_ascii=True) + "\n"
 
 
-def convert_shard(
-    job: ShardJob, *, advance: Callable[[int], None] | None = None, show: bool = False
-) -> ShardResult:
+def convert_shard(job: ShardJob, /, *, advance: Callable[[int], None] | None = None, show: bool = False) -> ShardResult:
     """Convert a file; its shard, failures and note appear whole or not at all, the note last.
 
     Args:
@@ -130,12 +128,14 @@ class _Conversion:
         streams = {schema.FRAMES: job.frame_dim}
         # Without its note the shard counts as not there; so the old note must go first.
         job.note.unlink(missing_ok=True)
-        with self._open_failures():
-            with ShardWriter(job.shard, streams, source=job.name, source_sha256=digest) as writer:
-                for record in progress(self._records(), desc=job.name, unit="records", enabled=show):
-                    self._convert(record, writer)
-                if not writer.num_rows and not self._num_failed:
-                    self._fail(UserError("holds no records", file=job.source, fix="copy the file again"))
+        with (
+            self._open_failures(),
+            ShardWriter(job.shard, streams, source=job.name, source_sha256=digest) as writer,
+        ):
+            for record in progress(self._records(), desc=job.name, unit="records", enabled=show):
+                self._convert(record, writer)
+            if not writer.num_rows and not self._num_failed:
+                self._fail(UserError("holds no records", file=job.source, fix="copy the file again"))
         result = ShardResult(
             info=writer.info,
             num_failed=self._num_failed,
@@ -171,9 +171,7 @@ class _Conversion:
         try:
             if record.index in job.excluded:
                 self._num_excluded += 1
-                raise UserError(
-                    job.excluded[record.index], **place, field="id", fix="give every video its own id"
-                )
+                raise UserError(job.excluded[record.index], **place, field="id", fix="give every video its own id")
             features = parse_example(record.data, offset=record.data_offset, **place)
             try:
                 row = to_row(features, frame_dim=job.frame_dim, needs_tags=job.needs_tags)
@@ -219,9 +217,7 @@ def finished_shard(job: ShardJob) -> ShardResult | None:
         entry = note["info"]
         info = ShardInfo(
             **entry,
-            stats={
-                name: {int(k): v for k, v in histogram.items()} for name, histogram in note["stats"].items()
-            },
+            stats={name: {int(k): v for k, v in histogram.items()} for name, histogram in note["stats"].items()},
         )
         result = ShardResult(
             info=info,

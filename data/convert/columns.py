@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,9 +75,7 @@ class ColumnMap:
         if len(self._others) < 100:
             self._others.update(dict.fromkeys(row))
         own_id = _id_text(self.id, row.get(self.id))
-        feature_id = (
-            own_id if self.feature_id == self.id else _id_text(self.feature_id, row.get(self.feature_id))
-        )
+        feature_id = own_id if self.feature_id == self.id else _id_text(self.feature_id, row.get(self.feature_id))
         video = {
             schema.ID: self.id_prefix + own_id,
             schema.TITLE: self._text([self.title], row),
@@ -141,12 +140,10 @@ def _category(column: str, value: object) -> int | None:
         return None
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    # A column with gaps comes out of pandas as floating point; text is what CSV has.
-    try:
-        if isinstance(value, float | str) and float(value) == int(float(value)):
+    # A column with gaps comes out of pandas as floating point, CSV has text, and some CSV has "3.0".
+    with contextlib.suppress(ValueError, OverflowError):
+        if isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
             return int(value)
-    except (ValueError, OverflowError):
-        pass
-    raise CellError(
-        column, f"{value!r:.40} is no whole number", "number the categories, or map another --category"
-    )
+        if isinstance(value, float | str) and float(value) == int(float(value)):
+            return int(float(value))
+    raise CellError(column, f"{value!r:.40} is no whole number", "number the categories, or map another --category")

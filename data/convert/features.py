@@ -53,9 +53,7 @@ class ArrayFolder:
         """Count the files and take the width from the first."""
         names = sorted(path.name for path in folder.glob("*.npy"))
         if not names:
-            raise UserError(
-                "holds no .npy files", file=folder, fix="name a folder with ID.npy for each video"
-            )
+            raise UserError("holds no .npy files", file=folder, fix="name a folder with ID.npy for each video")
         self._folder = folder
         self._length = len(names)
         self.extractor = extractor
@@ -159,9 +157,7 @@ class PictureSource:
         return self._read(id) if id in self._frames else None
 
 
-def open_features(
-    path: str | Path, *, index: str | Path | None = None, extractor: str | None = None
-) -> FeatureSource:
+def open_features(path: str | Path, *, index: str | Path | None = None, extractor: str | None = None) -> FeatureSource:
     """Open array files.
 
     Args:
@@ -208,9 +204,7 @@ def open_pictures(
     return PictureSource(frames, load_extractor(extractor, image_size=image_size, device=device))
 
 
-def write_stack(
-    path: str | Path, features: Iterable[tuple[str, Vectors]], *, dim: int, extractor: str | None
-) -> int:
+def write_stack(path: str | Path, features: Iterable[tuple[str, Vectors]], *, dim: int, extractor: str | None) -> int:
     """Write a stacked array (`.npy`, float16 `[N, dim]`), then its index beside it (`.json`).
 
     Args:
@@ -273,9 +267,7 @@ def to_float16(array: npt.NDArray[Any], dim: int, file: Path, record: str | None
         )
     # NaN compares false, so it is caught as well.
     if rows.size and not bool((np.abs(rows) <= _FLOAT16_MAX).all()):
-        raise UserError(
-            f"holds a number that is not finite or beyond {_FLOAT16_MAX:g}", file=file, record=record
-        )
+        raise UserError(f"holds a number that is not finite or beyond {_FLOAT16_MAX:g}", file=file, record=record)
     return np.ascontiguousarray(rows, dtype=np.float16)
 
 

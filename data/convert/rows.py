@@ -44,9 +44,7 @@ def read_rows(path: str | Path, kind: str | None = None) -> Iterator[NumberedRow
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(
-            "no such file", file=path, fix="name a JSONL, CSV, TSV or Parquet file with one video a row"
-        )
+        raise UserError("no such file", file=path, fix="name a JSONL, CSV, TSV or Parquet file with one video a row")
     kind = kind or _FORMATS.get(path.suffix.lower())
     match kind:
         case "jsonl":

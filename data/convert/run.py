@@ -12,7 +12,7 @@ usage: vidsim convert {aiac,table} ...
 Turn source files into a data set folder.
 
   aiac    the files of AIAC 2021 Track 1: TFRecords, label.tsv, tag_list.txt
-  table   your own titles, texts and tags (JSONL, CSV, TSV, Parquet), with features or frame pictures or without
+  table   your own titles, texts and tags (JSONL, CSV, TSV, Parquet), with or without features or pictures
 
 examples:
   vidsim convert aiac SRC --out data/aiac

@@ -80,24 +80,18 @@ class TableConversion:
             UserError: Bad input, `out` is taken, no row could be converted; nothing is left behind then.
         """
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise UserError(
-                "is there already and not empty", file=self.out, fix="choose another --out or remove it"
-            )
+            raise UserError("is there already and not empty", file=self.out, fix="choose another --out or remove it")
         numbered = read_rows(self.rows, self.kind)
         self.num_missing = dict.fromkeys(self.sources, 0)
         self._used = {name: set() for name in self.sources}
         digest = sha256_file(self.rows)
         self.out.mkdir(parents=True, exist_ok=True)
         with _removed_on_error(self.out), self._failures() as failures:
-            shards = self._write_shards(
-                progress(numbered, desc=self.rows.name, unit="rows"), failures, digest
-            )
+            shards = self._write_shards(progress(numbered, desc=self.rows.name, unit="rows"), failures, digest)
             self.columns.check_met(self.rows)
             if not shards:
                 raise UserError(f"no row could be converted ({self.num_failed} failed)", file=self.rows)
-            streams = {
-                name: StreamInfo(dim=dim, extractor=self._extractor(name)) for name, dim in self.dims.items()
-            }
+            streams = {name: StreamInfo(dim=dim, extractor=self._extractor(name)) for name, dim in self.dims.items()}
             return write_manifest(
                 self.out,
                 shards,
@@ -107,9 +101,7 @@ class TableConversion:
                 counts=self._counts(),
             )
 
-    def _write_shards(
-        self, numbered: Iterator[NumberedRow], failures: IO[str], digest: str
-    ) -> list[ShardInfo]:
+    def _write_shards(self, numbered: Iterator[NumberedRow], failures: IO[str], digest: str) -> list[ShardInfo]:
         shards: list[ShardInfo] = []
         pending = next(numbered, None)
         while pending is not None:
@@ -124,9 +116,7 @@ class TableConversion:
                 path.unlink()
         return shards
 
-    def _write_row(
-        self, writer: ShardWriter, number: int, row: dict[str, Any] | UserError, failures: IO[str]
-    ) -> None:
+    def _write_row(self, writer: ShardWriter, number: int, row: dict[str, Any] | UserError, failures: IO[str]) -> None:
         try:
             if isinstance(row, UserError):
                 raise row
@@ -181,9 +171,7 @@ class TableConversion:
 
     def _counts(self) -> dict[str, Any]:
         unused = {
-            name: len(source) - len(self._used[name])
-            for name, source in self.sources.items()
-            if source is not None
+            name: len(source) - len(self._used[name]) for name, source in self.sources.items() if source is not None
         }
         return {
             "num_failed_rows": self.num_failed,
@@ -256,27 +244,17 @@ def _conversion(options: argparse.Namespace, command: str) -> TableConversion:
 
 
 def _columns(options: argparse.Namespace) -> ColumnMap:
-    defaults = {
-        "title": schema.TITLE,
-        "asr": [schema.ASR],
-        "tags": [schema.TAGS],
-        "category": schema.CATEGORY,
-    }
-    chosen = {
-        name: default if getattr(options, name) is None else getattr(options, name)
-        for name, default in defaults.items()
-    }
-    unnamed = [name for name in defaults if getattr(options, name) is None]
+    mapped = (schema.TITLE, schema.ASR, schema.TAGS, schema.CATEGORY)
     if not options.tag_separator:
         raise UserError("must not be empty", field="tag_separator")
     return ColumnMap(
         id=options.id,
-        title=chosen["title"],
-        asr=tuple(chosen["asr"]),
-        tags=tuple(chosen["tags"]),
-        category=chosen["category"],
+        title=options.title or schema.TITLE,
+        asr=tuple(options.asr or (schema.ASR,)),
+        tags=tuple(options.tags or (schema.TAGS,)),
+        category=options.category or schema.CATEGORY,
         feature_id=options.feature_id or options.id,
-        optional=frozenset(unnamed),
+        optional=frozenset(name for name in mapped if getattr(options, name) is None),
         id_prefix=options.id_prefix,
         tag_separator=options.tag_separator,
     )
@@ -295,9 +273,7 @@ def _sources(options: argparse.Namespace) -> tuple[dict[str, FeatureSource | Non
         )
     elif options.frames:
         if not options.extractor:
-            raise UserError(
-                "is needed with --frames", field="extractor", fix="say --extractor efficientnet-lite0"
-            )
+            raise UserError("is needed with --frames", field="extractor", fix="say --extractor efficientnet-lite0")
         sources[schema.FRAMES] = open_pictures(
             options.frames,
             options.extractor,
@@ -336,30 +312,20 @@ def _parser() -> argparse.ArgumentParser:
     columns.add_argument("--id", default=schema.ID, help="video id (default %(default)s)")
     columns.add_argument("--title", help="title (default: title where there is one)")
     columns.add_argument("--asr", nargs="+", metavar="COLUMN", help="speech or further text (default: asr)")
-    columns.add_argument(
-        "--tags", nargs="+", metavar="COLUMN", help="tags: lists or separated text (default: tags)"
-    )
+    columns.add_argument("--tags", nargs="+", metavar="COLUMN", help="tags: lists or separated text (default: tags)")
     columns.add_argument("--tag_separator", default=",", help="between tags in text (default ',')")
     columns.add_argument("--category", help="category, a whole number (default: category)")
-    columns.add_argument(
-        "--feature_id", metavar="COLUMN", help="id that features and frames go by (default: the id)"
-    )
+    columns.add_argument("--feature_id", metavar="COLUMN", help="id that features and frames go by (default: the id)")
     columns.add_argument("--id_prefix", default="", help="put before every id, such as en-")
     features = parser.add_argument_group("features")
     features.add_argument("--features", type=Path, help="arrays of frame features")
     features.add_argument("--feature_index", type=Path, help="index of a stacked array (default: beside it)")
     features.add_argument("--frames", type=Path, help="frame pictures to extract features from")
-    features.add_argument(
-        "--frame_files", choices=("strip", "picture"), default="strip", help="what a file ID.png is"
-    )
-    features.add_argument(
-        "--extractor", help="efficientnet-lite0 or a checkpoint folder; a note with --features"
-    )
+    features.add_argument("--frame_files", choices=("strip", "picture"), default="strip", help="what a file ID.png is")
+    features.add_argument("--extractor", help="efficientnet-lite0 or a checkpoint folder; a note with --features")
     features.add_argument("--image_size", type=int, help="side of the picture the extractor sees, in pixels")
     features.add_argument("--device", default="cpu", help="where the extractor runs (default cpu)")
-    features.add_argument(
-        "--frame_dim", type=int, help="width of the frames stream (needed only without features)"
-    )
+    features.add_argument("--frame_dim", type=int, help="width of the frames stream (needed only without features)")
     features.add_argument(
         "--stream",
         action="append",

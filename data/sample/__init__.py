@@ -1,1 +1,1 @@
-"""The bundled sample: animated emoji with names and keywords in two languages; see README.md beside this file."""
+"""The bundled sample: animated emoji with English and Chinese texts, and pairs with computed grades."""

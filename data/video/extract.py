@@ -76,9 +76,7 @@ class FeatureExtractor:
         """
         vectors = np.zeros((len(frames), self.dim), dtype=np.float16)
         for start in range(0, len(frames), self._batch_size):
-            pixels = torch.stack(
-                [self.preprocess(frame) for frame in frames[start : start + self._batch_size]]
-            )
+            pixels = torch.stack([self.preprocess(frame) for frame in frames[start : start + self._batch_size]])
             output = self._network(pixels.contiguous(memory_format=torch.channels_last)).float()
             if not bool((output.abs() <= _FLOAT16_MAX).all()):
                 raise UserError(f"{self.name} gave vectors that are not finite in float16", field="extractor")
@@ -91,9 +89,7 @@ class FeatureExtractor:
         height, width = pixels.shape[2:]
         scale = self.image_size / min(height, width)
         size = [max(self.image_size, round(height * scale)), max(self.image_size, round(width * scale))]
-        pixels = functional.interpolate(
-            pixels, size=size, mode="bicubic", antialias=True, align_corners=False
-        )
+        pixels = functional.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
         top, left = (size[0] - self.image_size) // 2, (size[1] - self.image_size) // 2
         square = pixels[0, :, top : top + self.image_size, left : left + self.image_size]
         return (square.clamp(0, 1) - self._mean) / self._std
@@ -165,20 +161,14 @@ def _load_lite0(image_size: int, device: torch.device, batch_size: int) -> Featu
     )
 
 
-def _load_checkpoint(
-    folder: Path, image_size: int | None, device: torch.device, batch_size: int
-) -> FeatureExtractor:
+def _load_checkpoint(folder: Path, image_size: int | None, device: torch.device, batch_size: int) -> FeatureExtractor:
     from transformers import AutoModel
 
     weights = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not weights:
-        raise UserError(
-            "needs config.json and *.safetensors", file=folder, fix="name a vision checkpoint folder"
-        )
+        raise UserError("needs config.json and *.safetensors", file=folder, fix="name a vision checkpoint folder")
     try:
-        model = AutoModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
+        model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise UserError(f"cannot be loaded as a checkpoint ({error})", file=folder) from error
     model = model.eval().to(device)
@@ -237,9 +227,7 @@ def _preprocessing(folder: Path) -> tuple[int | None, Sequence[float], Sequence[
         size = size.get("shortest_edge") or size.get("height")
     mean, std = content.get("image_mean") or _IMAGENET_MEAN, content.get("image_std") or _IMAGENET_STD
     is_sound = all(
-        isinstance(values, list | tuple)
-        and len(values) == 3
-        and all(isinstance(x, int | float) for x in values)
+        isinstance(values, list | tuple) and len(values) == 3 and all(isinstance(x, int | float) for x in values)
         for values in (mean, std)
     )
     if not is_sound or not all(std) or not isinstance(size, int | None):

@@ -46,9 +46,7 @@ class FrameFolder:
         self._is_strip = is_strip
         self._zip = self._open_zip() if self.path.is_file() else None
         if self._zip is None and not self.path.is_dir():
-            raise UserError(
-                "no such folder or zip file", file=path, fix=f"name what holds the pictures as {_LAYOUTS}"
-            )
+            raise UserError("no such folder or zip file", file=path, fix=f"name what holds the pictures as {_LAYOUTS}")
         self._files = self._group(self._list())
 
     def _open_zip(self) -> zipfile.ZipFile:
@@ -78,9 +76,7 @@ class FrameFolder:
             raise UserError("holds no pictures", file=self.path, fix=f"name them as {_LAYOUTS}")
         if len(depths) > 1 or max(depths) > 2:
             examples = " and ".join(f"'{name}'" for name in depths.values())
-            raise UserError(
-                f"holds pictures as {examples}", file=self.path, fix=f"name them all as {_LAYOUTS}"
-            )
+            raise UserError(f"holds pictures as {examples}", file=self.path, fix=f"name them all as {_LAYOUTS}")
         for id, files in groups.items():
             if len(files) > 1 and 1 in depths:
                 raise UserError(

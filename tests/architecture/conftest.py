@@ -54,9 +54,7 @@ def _walk() -> list[str]:
         subfolders[:] = [
             name
             for name in subfolders
-            if name not in skipped
-            and not name.endswith(".egg-info")
-            and (not name.startswith(".") or name == ".ci")
+            if name not in skipped and not name.endswith(".egg-info") and (not name.startswith(".") or name == ".ci")
         ]
         found += [str(Path(folder, name).relative_to(ROOT)) for name in files]
     return found

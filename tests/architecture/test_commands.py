@@ -14,9 +14,11 @@ NAMES = [name for commands in COMMANDS.values() for name in commands]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ending:
-        dispatch([name, "--help"])
-    assert ending.value.code == 0
+    try:
+        code: object = dispatch([name, "--help"])
+    except SystemExit as ending:  # how argparse ends its help
+        code = ending.code
+    assert code == 0
     text = capsys.readouterr().out
     assert text.startswith(f"usage: vidsim {name}")
 

@@ -70,9 +70,7 @@ def test_every_direct_dependency_is_pinned(project: dict[str, Any], root: Path) 
     for text in [*project["project"]["dependencies"], *extras["dev"], *extras["extract"]]:
         wanted = Requirement(text)
         version = versions[canonicalize_name(wanted.name)]
-        assert wanted.specifier.contains(version), (
-            f"constraints.txt pins {wanted.name} {version}, not in {text}"
-        )
+        assert wanted.specifier.contains(version), f"constraints.txt pins {wanted.name} {version}, not in {text}"
 
 
 @pytest.mark.slow
@@ -112,9 +110,7 @@ def test_the_wheel_holds_vidsim_and_nothing_else(
         "code = cli.main(['--version'])\n"
         "print(json.dumps([code, cli.__file__, schema.__file__]))\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True, text=True
-    )
+    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True, text=True)
     code, *origins = json.loads(run.stdout.splitlines()[-1])
     assert code == 0
     assert all(origin.startswith(str(installed)) for origin in origins)

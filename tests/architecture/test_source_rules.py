@@ -42,9 +42,7 @@ def test_files_are_short(root: Path, python_files: list[Path]) -> None:
 
 def test_functions_are_short(code: dict[str, ast.Module]) -> None:
     sizes = {f"{file}:{name}": length(node) for file, tree in code.items() for name, node in functions(tree)}
-    too_long = {
-        name: size for name, size in sizes.items() if size > LONGER_FUNCTIONS.get(name, MAX_FUNCTION_LINES)
-    }
+    too_long = {name: size for name, size in sizes.items() if size > LONGER_FUNCTIONS.get(name, MAX_FUNCTION_LINES)}
     assert too_long == {}
     assert set(LONGER_FUNCTIONS) <= set(sizes)  # an exception for a function that is gone must go as well
 
@@ -55,11 +53,7 @@ def test_everything_public_is_documented(code: dict[str, ast.Module]) -> None:
         if not ast.get_docstring(tree):
             bare.append(file)
         for node in ast.walk(tree):
-            if (
-                isinstance(node, ast.ClassDef)
-                and not node.name.startswith("_")
-                and not ast.get_docstring(node)
-            ):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and not ast.get_docstring(node):
                 bare.append(f"{file}:{node.name}")
         for name, function in functions(tree):
             private = any(part.startswith("_") for part in name.split("."))
@@ -170,9 +164,7 @@ def test_no_file_beside_an_entry_script_hides_a_module(root: Path, code: dict[st
     # `accelerate launch pretrain/run.py` puts pretrain/ first on the path: a pretrain/logging.py would be
     # imported in place of the standard library's.
     pins = (root / "constraints.txt").read_text(encoding="utf-8")
-    pinned = {
-        re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in pins.splitlines() if "==" in line
-    }
+    pinned = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in pins.splitlines() if "==" in line}
     installed = {
         module
         for module, distributions in packages_distributions().items()

@@ -75,9 +75,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         "    return 0\n"
         "sys.exit(run_entry(main))\n"
     )
-    writer = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    writer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert writer.stdout is not None
     assert writer.stderr is not None
     assert writer.stdout.readline() == "0\n"

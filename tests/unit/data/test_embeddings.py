@@ -86,6 +86,8 @@ def test_resume_after_an_interruption(tmp_path: Path) -> None:
     again = EmbeddingWriter(tmp_path, 3, META)
     assert again.is_complete
     assert again.num_done == 10
+    with pytest.raises(UserError, match="is complete with 10 rows, not 11"):
+        EmbeddingWriter(tmp_path, 3, META, num_rows=11)
     with pytest.raises(UserError, match="complete already"):
         again.write(["x"], vectors[:1])
 

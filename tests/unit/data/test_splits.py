@@ -118,6 +118,7 @@ def test_no_video_leaks_and_little_is_lost_on_clusters() -> None:
     pairs = clustered_graph()
     lost = [len(split_pairs(pairs, fold=fold, num_folds=5).dropped) / len(pairs) for fold in range(5)]
     assert max(lost) < 0.15
+    assert sum(lost) / 5 < 0.06  # growing in the plain order of links loses 0.09
     shuffled = split_pairs(pairs, "random", 0, 5)
     touching = videos_of(pairs, shuffled.validation)
     lost_at_random = sum(

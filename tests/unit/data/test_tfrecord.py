@@ -55,9 +55,7 @@ def test_records_know_their_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize("compression", [None, "gzip", "zlib"])
 def test_round_trip(tmp_path: Path, compression: str | None) -> None:
     path = tmp_path / "a.tfrecords"
-    examples = [
-        {"id": [str(i).encode()], "n": list(range(i)), "f": [b"\x01\x00" * 700] * i} for i in range(40)
-    ]
+    examples = [{"id": [str(i).encode()], "n": list(range(i)), "f": [b"\x01\x00" * 700] * i} for i in range(40)]
     assert write_tfrecords(path, examples, compression=compression) == 40  # type: ignore[arg-type]
     assert [parse_example(record.data) for record in read_records(path)] == examples
     if compression == "gzip":

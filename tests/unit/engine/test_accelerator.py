@@ -100,7 +100,7 @@ def test_a_launch_that_asked_for_more_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("ACCELERATE_DYNAMO_MODE", "default")
     assert make_accelerator("fp32").num_processes == 1
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    with pytest.raises(UserError, match="starts only this one.*torchrun --standalone"):
+    with pytest.raises(UserError, match=r"starts only this one.*torchrun --standalone"):
         make_accelerator("fp32")
 
 

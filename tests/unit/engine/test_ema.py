@@ -39,8 +39,10 @@ def test_applied_restores_bit_for_bit_even_after_an_error() -> None:
     with torch.no_grad():
         module.weight.add_(torch.randn(50, 50) * 1e-3)
     own = module.weight.detach().clone()
-    with pytest.raises(RuntimeError, match="inside"), ema.applied(module):
+    with ema.applied(module):
         assert not torch.equal(module.weight, own)
+    assert torch.equal(module.weight, own)
+    with pytest.raises(RuntimeError, match="inside"), ema.applied(module):
         raise RuntimeError("inside")
     assert torch.equal(module.weight, own)
 

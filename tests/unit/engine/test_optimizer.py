@@ -91,9 +91,7 @@ def test_layer_decay_shows_in_an_update() -> None:
     for parameter in module.parameters():
         parameter.grad = torch.full_like(parameter, 0.37) if parameter.requires_grad else None
     optimizer.step()
-    moved = {
-        name: (before[name] - parameter).abs().max().item() for name, parameter in module.named_parameters()
-    }
+    moved = {name: (before[name] - parameter).abs().max().item() for name, parameter in module.named_parameters()}
     assert moved["head.weight"] == pytest.approx(0.25e-3, rel=1e-2)
     assert moved["layers.0.0.weight"] == pytest.approx(0.5e-3, rel=1e-2)
     assert moved["layers.1.0.weight"] == pytest.approx(1e-3, rel=1e-2)
@@ -128,7 +126,9 @@ def test_describe_gives_every_group_a_line() -> None:
     groups = parameter_groups(Tower(), OptimizerConfig(layer_decay=0.5), is_head, layer_of, 2)
     lines = describe(groups)
     assert len(lines) == len(groups)
-    assert any(re.match(r"layer 0 .* 1 tensors .* 28 parameters .* lr 1\.25e-05 .* decay 0\.01", line) for line in lines)
+    assert any(
+        re.match(r"layer 0 .* 1 tensors .* 28 parameters .* lr 1\.25e-05 .* decay 0\.01", line) for line in lines
+    )
     assert any(line.startswith("heads, no decay") for line in lines)
     names = [group["name"] for group in parameter_groups(Tower(), OptimizerConfig(), is_head, layer_of, 2)]
     assert sorted(names) == ["backbone", "backbone, no decay", "heads, no decay"]

@@ -68,9 +68,7 @@ def test_every_step_learns_and_none_more_than_the_peak(fraction: float, num_step
 
 
 def test_apply_sets_each_group_from_its_own_peak() -> None:
-    groups = [
-        {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate, "base_lr": rate} for rate in (5e-5, 5e-4)
-    ]
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate, "base_lr": rate} for rate in (5e-5, 5e-4)]
     optimizer = torch.optim.AdamW(groups)
     apply(optimizer, 0.5)
     apply(optimizer, 0.5)  # not cumulative

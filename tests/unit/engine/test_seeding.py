@@ -16,7 +16,9 @@ def test_mix_is_splitmix64() -> None:
 
 
 def test_mix_depends_on_every_value_and_on_their_order() -> None:
-    seen = {mix(seed, step, micro, rank) for seed in (0, 1) for step in range(50) for micro in (0, 1) for rank in (0, 1)}
+    seen = {
+        mix(seed, step, micro, rank) for seed in (0, 1) for step in range(50) for micro in (0, 1) for rank in (0, 1)
+    }
     assert len(seen) == 2 * 50 * 2 * 2
     assert mix(1, 2) != mix(2, 1)
     # The CPU generator of torch takes the lower 32 bits only: they must differ too.

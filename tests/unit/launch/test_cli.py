@@ -37,9 +37,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("zzz", "`vidsim --help` lists the commands"),
     ],
 )
-def test_an_unknown_command_names_the_closest(
-    word: str, fix: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_command_names_the_closest(word: str, fix: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([word, "--debug"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"error: '{word}' is not a vidsim command. Fix: {fix}"
 

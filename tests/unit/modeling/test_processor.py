@@ -200,10 +200,10 @@ def test_save_and_load(kind: str, make: Make, tmp_path: Path) -> None:
 def test_a_batch_goes_into_the_encoder(make: Make) -> None:
     processor = make(max_asr_tokens=4)
     tokenizer = processor.tokenizer
+    sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "embedding_dim": 3}
     config = VidsimConfig.from_sizes(
-        vocab_size=len(tokenizer), hidden_size=16, num_layers=1, num_heads=2, pad_token_id=tokenizer.pad_token_id,
-        streams=processor.streams, embedding_dim=3,
-    )  # fmt: skip
+        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, streams=processor.streams, **sizes
+    )
     batch = processor(["red", ""], ["", "sun"], [np.ones((9, 2), np.float16), np.zeros((0, 2), np.float16)])
     output = VideoTextEncoder(config).eval()(**batch)
     assert output.embedding.shape == (2, 3)

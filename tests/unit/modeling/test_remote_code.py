@@ -58,10 +58,10 @@ def test_loads_where_vidsim_is_not_installed(
     tokenizer_of: Callable[[str], PreTrainedTokenizerBase], tmp_path: Path
 ) -> None:
     tokenizer = tokenizer_of("bert")
+    sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "embedding_dim": 3}
     config = VidsimConfig.from_sizes(
-        vocab_size=len(tokenizer), hidden_size=16, num_layers=1, num_heads=2, pad_token_id=tokenizer.pad_token_id,
-        streams=STREAMS, pooling="attention", embedding_dim=3,
-    )  # fmt: skip
+        vocab_size=len(tokenizer), pad_token_id=0, streams=STREAMS, pooling="attention", **sizes
+    )
     model, processor = VideoTextEncoder(config).eval(), VideoTextProcessor(tokenizer, streams=STREAMS)
     rng = np.random.default_rng(0)
     frames = [rng.normal(size=(n, 2)).astype(np.float16) for n in (3, 0, 7)]

@@ -50,7 +50,5 @@ class UserError(Exception):
         return _rebuild, (self.message, self.file, self.record, self.field, self.fix)
 
 
-def _rebuild(
-    message: str, file: str | None, record: int | str | None, field: str | None, fix: str | None
-) -> UserError:
+def _rebuild(message: str, file: str | None, record: int | str | None, field: str | None, fix: str | None) -> UserError:
     return UserError(message, file=file, record=record, field=field, fix=fix)

@@ -34,10 +34,8 @@ def progress(
         yield from tqdm(iterable, total=total, desc=desc, unit=unit, dynamic_ncols=True)
         return
     start = last = time.monotonic()
-    count = 0
-    for item in iterable:
+    for count, item in enumerate(iterable, 1):
         yield item
-        count += 1
         now = time.monotonic()
         if now - last >= _LINE_EVERY_SECONDS:
             last = now

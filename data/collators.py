@@ -28,11 +28,11 @@ class Processor(Protocol):
 
     def __call__(
         self,
-        titles: list[str],
-        asrs: list[str] | None = None,
-        frames: list[np.ndarray] | None = None,
-        **streams: list[np.ndarray],
-    ) -> Any:
+        titles: Sequence[str],
+        asrs: Sequence[str] | None = None,
+        frames: Sequence[np.ndarray] | None = None,
+        **streams: Any,
+    ) -> dict[str, torch.Tensor]:
         """Rows' parts to tensors."""
 
 
@@ -44,7 +44,7 @@ def encode_rows(rows: Sequence[dict[str, Any]], processor: Processor) -> Batch:
         int64 [B, F]; `row_ids`, list of B strings.
     """
     streams = {name: [row[name] for row in rows] for name in rows[0] if isinstance(rows[0][name], np.ndarray)}
-    batch = dict(processor([row[schema.TITLE] for row in rows], [row[schema.ASR] for row in rows], **streams))
+    batch: Batch = dict(processor([row[schema.TITLE] for row in rows], [row[schema.ASR] for row in rows], **streams))
     batch[schema.ROW_IDS] = [row[schema.ID] for row in rows]
     return batch
 
@@ -155,6 +155,7 @@ class PretrainCollator:
 
     @staticmethod
     def add_tags(batch: Batch, rows: Sequence[dict[str, Any]], tags: TagVocabulary) -> None:
+        """Add `tag_ids`, `tag_rows` and `has_tags` of video rows to their batch."""
         encoded = [tags.encode(row[schema.TAGS]) for row in rows]
         batch[schema.TAG_IDS] = torch.tensor([tag for ids in encoded for tag in ids], dtype=torch.int64)
         batch[schema.TAG_ROWS] = torch.tensor(

@@ -61,7 +61,9 @@ def open_corpus(folders: Iterable[str], *, excluded: set[str], held_out_fraction
         num_excluded += int(is_excluded.sum())
         start += len(part)
         if not len(trainable[name]):
-            raise UserError("no row is left to train on", file=name, fix="check data.exclude and data.held_out_fraction")
+            raise UserError(
+                "no row is left to train on", file=name, fix="check data.exclude and data.held_out_fraction"
+            )
     return Corpus(videos=videos, trainable=trainable, held_out=np.concatenate(held_out), num_excluded=num_excluded)
 
 

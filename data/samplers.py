@@ -95,4 +95,3 @@ class MicroBatchSampler(Sampler[list[RowKey]]):
     def __len__(self) -> int:
         """Number of micro-batches."""
         return len(self.steps) * self.gradient_accumulation_steps
-

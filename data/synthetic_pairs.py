@@ -64,9 +64,7 @@ def score_levels(similarities: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]
     return np.searchsorted(bounds, position, side="right")
 
 
-def _draw_graph(
-    rng: np.random.Generator, num_pairs: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _draw_graph(rng: np.random.Generator, num_pairs: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Parent of each node (-1 = none; always an earlier node) and the edges, int64 `[num_pairs, 2]`."""
     num_small = num_pairs if num_pairs < _SMALLEST_GRAPH else round(_SHARE_OUTSIDE_LARGEST * num_pairs)
     parents: list[int] = []

@@ -19,9 +19,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-LATENT = np.dtype(
-    [("topic", "i4"), ("shared", "i4"), ("spoken", "i4"), ("shown", "i4"), ("style", "f4", (8,))]
-)
+LATENT = np.dtype([("topic", "i4"), ("shared", "i4"), ("spoken", "i4"), ("shown", "i4"), ("style", "f4", (8,))])
 Latents = npt.NDArray[np.void]
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
@@ -89,9 +87,7 @@ class World:
         self._filler_words = np.concatenate(
             [words(_FILLERS - len(_PUNCTUATION), (0.5, 0.4, 0.1)), np.array(list(_PUNCTUATION), dtype=object)]
         )
-        self._topic_words = words(self.num_topics * _TOPIC_WORDS, (0.05, 0.75, 0.2)).reshape(
-            self.num_topics, -1
-        )
+        self._topic_words = words(self.num_topics * _TOPIC_WORDS, (0.05, 0.75, 0.2)).reshape(self.num_topics, -1)
         self._entity_words = words(self.num_entities * _NAMES, (0.02, 0.53, 0.45)).reshape(-1, _NAMES)
         # An entity's attributes are words of its topic, so that they are shared with its neighbours.
         picks = rng.random((self.num_entities, _TOPIC_WORDS)).argsort(axis=1)[:, :_ATTRIBUTES]

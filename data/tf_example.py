@@ -177,9 +177,7 @@ class _ExampleParser:
             else:
                 raise _MalformedError(f"wire type {wire} (groups are not supported)", begin)
             if end > stop:
-                raise _MalformedError(
-                    f"field {number} is cut off: it ends {end - stop:,} bytes too late", begin
-                )
+                raise _MalformedError(f"field {number} is cut off: it ends {end - stop:,} bytes too late", begin)
             yield number, wire, position, end
             position = end
 

@@ -131,9 +131,7 @@ def _records(
             raise damaged(f"says it is {length:,} bytes long, the limit is {max_length:,}")
         left = source.left()
         if left is not None and length + 4 > left:
-            raise damaged(
-                f"the file is truncated: the record needs {length + 4:,} more bytes, {left:,} are left"
-            )
+            raise damaged(f"the file is truncated: the record needs {length + 4:,} more bytes, {left:,} are left")
         data = read(length)
         footer = read(4)
         if len(data) < length or len(footer) < 4:
@@ -221,9 +219,7 @@ class _Inflated:
                 raise _SourceError("the compressed data is truncated")
             self._num_out += len(self._unpacked)
             if self._num_out > _EXPANSION_FREE + _MAX_EXPANSION * self._num_in:
-                raise _SourceError(
-                    f"the compressed data unpacks to more than {_MAX_EXPANSION} times its size"
-                )
+                raise _SourceError(f"the compressed data unpacks to more than {_MAX_EXPANSION} times its size")
         return True
 
 
@@ -243,9 +239,7 @@ def write_tfrecords(
     Raises:
         UserError: A value of another type, an integer beyond 64 bits, a full disk.
     """
-    return write_frames(
-        path, (frame_record(encode_example(example)) for example in examples), compression=compression
-    )
+    return write_frames(path, (frame_record(encode_example(example)) for example in examples), compression=compression)
 
 
 def write_frames(

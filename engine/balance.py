@@ -47,9 +47,7 @@ class LossBalancer:
         shared: Parameters on which the norms are measured.
     """
 
-    def __init__(
-        self, config: BalanceConfig, weights: Mapping[str, float], shared: Iterable[nn.Parameter]
-    ) -> None:
+    def __init__(self, config: BalanceConfig, weights: Mapping[str, float], shared: Iterable[nn.Parameter]) -> None:
         """Start without any measurement: factors are 1 until the first one."""
         self.config = config
         self.weights = dict(weights)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from accelerate import Accelerator
@@ -220,13 +220,15 @@ class Trainer:
             progress.best, progress.best_step = value, progress.step
         return is_best
 
-    def backward(self, step: int, batches: Sequence[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    def backward(
+        self, step: int, batches: Sequence[dict[str, Any]]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         """Gradients of one step: every micro-batch forward and backward, synchronised with the last one.
 
         Returns:
             The global losses (detached, the same on every rank) and the weights they were summed with.
         """
-        windows = self.module.windows(batches, step)
+        windows = cast(TrainModule, self.module).windows(batches, step)
         world_size = self.accelerator.num_processes
         totals: dict[str, torch.Tensor] = {}
         for micro_step, (batch, window) in enumerate(zip(batches, windows, strict=True)):
@@ -274,7 +276,11 @@ class Trainer:
         named = dict(zip(losses, loss_values, strict=True))
         total = sum(weights[name] * value for name, value in named.items())
         sums = progress.sums or {}
-        for name, value in {"loss": total, **{f"loss/{k}": v for k, v in named.items()}, "grad_norm": grad_norm}.items():
+        for name, value in {
+            "loss": total,
+            **{f"loss/{k}": v for k, v in named.items()},
+            "grad_norm": grad_norm,
+        }.items():
             sums[name] = sums.get(name, 0.0) + value
         progress.sums = sums
         progress.num_summed += 1
@@ -334,7 +340,9 @@ def _stop_flag() -> Iterator[list[bool]]:
             signal.signal(number, handler)
 
 
-def train(trainer: Trainer, stages: Sequence[Stage], to_device: Callable[[dict[str, Any], torch.device], Any]) -> TrainResult:
+def train(
+    trainer: Trainer, stages: Sequence[Stage], to_device: Callable[[dict[str, Any], torch.device], Any]
+) -> TrainResult:
     """Run all stages from where `trainer.progress` is to the end. Collective.
 
     Args:
@@ -366,8 +374,7 @@ def train(trainer: Trainer, stages: Sequence[Stage], to_device: Callable[[dict[s
             batches = iter(stage.batches(progress.step - start))
             while progress.step < min(end, last_step) and not stop:
                 window = [
-                    to_device(batch, accelerator.device)
-                    for batch in _take(batches, config.gradient_accumulation_steps)
+                    to_device(batch, accelerator.device) for batch in _take(batches, config.gradient_accumulation_steps)
                 ]
                 trainer.step(window, schedule.multiplier(stage.schedule, progress.step - start, stage.num_steps))
                 # A signal may reach the ranks at different steps: they stop together.

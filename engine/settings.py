@@ -62,7 +62,9 @@ def parse_settings(
     parser.add_class_arguments(schema, nested_key=None, fail_untyped=True)
     for recipe in _recipes(arguments):
         if not Path(recipe).is_file():
-            raise UserError("no such recipe", file=recipe, field="--config", fix="the shipped ones are in launch/recipes/")
+            raise UserError(
+                "no such recipe", file=recipe, field="--config", fix="the shipped ones are in launch/recipes/"
+            )
     try:
         namespace = parser.parse_args(arguments)
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:

@@ -113,10 +113,10 @@ class FinetuneConfig:
             if extra is not None:
                 extra.validate()
         if (self.task.tag_weight > 0) != (self.data.tags is not None):
-            raise UserError("data.tags and task.tag_weight go together", field="task.tag_weight", fix="set both or none")
+            raise UserError(
+                "data.tags and task.tag_weight go together", field="task.tag_weight", fix="set both or none"
+            )
         if (self.task.distill_weight > 0) != (self.data.teacher is not None):
             raise UserError("data.teacher and task.distill_weight go together", field="task.distill_weight")
         if not Path(self.init_from).is_dir():
             raise UserError("no such folder", file=self.init_from, field="init_from", fix="pretrain first")
-
-

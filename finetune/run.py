@@ -165,9 +165,9 @@ def finetune(config: FinetuneConfig, data: PairData, run: RunFolder, accelerator
     seed_everything(config.seed)
     source = checkpoint_of(Path(config.init_from))
     encoder, processor = load_encoder(source, pooling=config.pooling, reset_projection=config.reset_projection)
-    module = SimilarityModule(
-        encoder, config.task, num_tags=data.tags.size if data.tags else 0, seed=config.seed
-    ).to(accelerator.device)
+    module = SimilarityModule(encoder, config.task, num_tags=data.tags.size if data.tags else 0, seed=config.seed).to(
+        accelerator.device
+    )
     layers, num_layers = layer_numbers(module, encoder)
     heads = tuple(config.optimizer.head_parameters or HEADS)
     groups = parameter_groups(module, config.optimizer, lambda name: name.startswith(heads), layers.get, num_layers)
@@ -226,7 +226,7 @@ def finetune(config: FinetuneConfig, data: PairData, run: RunFolder, accelerator
 def export(module: SimilarityModule, processor: VideoTextProcessor, config: FinetuneConfig, folder: Path) -> None:
     """Write the encoder as a self-contained Hugging Face checkpoint."""
     save_encoder(module.encoder, processor, folder)
-    write_model_card(folder, metrics={}, base_model=None, data=config.data.videos)
+    write_model_card(folder, metrics={}, base_model=None, data=", ".join(config.data.videos))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,9 @@ CONDITIONS = ("scratch", "pretrained")
 def main(argv: list[str] | None = None) -> int:
     """Run everything."""
     parser = argparse.ArgumentParser(prog="python -m vidsim.launch.demo", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=min(2 * len(MODELS), os.cpu_count() or 1), help="trainings at a time")
+    parser.add_argument(
+        "--jobs", type=int, default=min(2 * len(MODELS), os.cpu_count() or 1), help="trainings at a time"
+    )
     jobs = parser.parse_args(argv).jobs
     start = time.monotonic()
     say(start, f"convert the bundled sample to {DATA}")
@@ -47,7 +49,12 @@ def main(argv: list[str] | None = None) -> int:
     say(start, f"train {len(MODELS)} models with and without pretraining, {jobs} at a time; logs in runs/demo/logs")
     chains = [(name, condition) for condition in reversed(CONDITIONS) for name in MODELS]
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda chain: train_and_embed(*chain, start=start, threads=max(1, (os.cpu_count() or 1) // jobs)), chains))
+        list(
+            pool.map(
+                lambda chain: train_and_embed(*chain, start=start, threads=max(1, (os.cpu_count() or 1) // jobs)),
+                chains,
+            )
+        )
     table = {condition: fuse_and_score(condition, start) for condition in CONDITIONS}
     zip_path = Path("runs/demo/result.zip")
     fused = f"runs/demo/embeddings/{CONDITIONS[-1]}/ensemble"
@@ -124,10 +131,8 @@ def fuse_and_score(condition: str, start: float) -> list[dict[str, Any]]:
     singles = [embeddings(condition, name) for name in MODELS]
     fused = embeddings(condition, "ensemble")
     say(start, f"vidsim ensemble {' '.join(singles)} --out {fused}")
-    fuse.main(
-        [*singles, "--out", fused, "--dim", "128", "--search_weights", str(DATA / "pairs_validation.tsv")]
-        + ["--fit_ids", str(DATA / "train_ids.txt")]
-    )
+    search = ["--search_weights", str(DATA / "pairs_validation.tsv"), "--fit_ids", str(DATA / "train_ids.txt")]
+    fuse.main([*singles, "--out", fused, "--dim", "128", *search])
     scores = f"runs/demo/scores_{condition}.json"
     score.main([*singles, fused, str(DATA / "pairs_test.tsv"), "--json", scores])
     rows: list[dict[str, Any]] = read_json(scores)["scores"]

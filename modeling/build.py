@@ -24,7 +24,7 @@ class ModelConfig:
     """The encoder: where it starts from, how large it is, what it reads."""
 
     init_from: str | None = None
-    """Folder of any BERT-family checkpoint whose weights and tokenizer are taken; null: a fresh BERT of the sizes below."""
+    """Folder of a BERT-family checkpoint whose weights and tokenizer are taken; null: a fresh BERT of these sizes."""
     hidden_size: int = 768
     """Width of a fresh encoder."""
     num_layers: int = 12

@@ -71,6 +71,7 @@ class VideoTextEncoder(PreTrainedModel):
         ValueError: The text encoder has too few positions for the configured lengths.
     """
 
+    config: VidsimConfig
     config_class = VidsimConfig
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True

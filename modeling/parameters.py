@@ -23,15 +23,9 @@ def layer_numbers(module: nn.Module, encoder: VideoTextEncoder) -> tuple[dict[st
         (streams, heads, a final norm) are not in it. And L.
     """
     layers = next(part for part in encoder.text.modules() if isinstance(part, nn.ModuleList) and len(part))
-    number = {
-        id(parameter): index + 1 for index, layer in enumerate(layers) for parameter in layer.parameters()
-    }
+    number = {id(parameter): index + 1 for index, layer in enumerate(layers) for parameter in layer.parameters()}
     for name, parameter in encoder.text.named_parameters():
         if "embeddings" in name.split("."):
             number.setdefault(id(parameter), 0)
-    names = {
-        name: number[id(parameter)]
-        for name, parameter in module.named_parameters()
-        if id(parameter) in number
-    }
+    names = {name: number[id(parameter)] for name, parameter in module.named_parameters() if id(parameter) in number}
     return names, len(layers)

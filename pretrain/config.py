@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from vidsim.common.errors import UserError
-from vidsim.data.masking import MaskingConfig
 from vidsim.data.corpus_tokenizer import TokenizerConfig
+from vidsim.data.masking import MaskingConfig
 from vidsim.engine.balance import BalanceConfig
 from vidsim.engine.loop import LoopConfig
 from vidsim.engine.optimizer import OptimizerConfig

@@ -44,7 +44,9 @@ class PretrainModule(nn.Module):
         if config.vtm is not None:
             self._add("vtm", VtmObjective(config.vtm, encoder.config), config.vtm.weight)
         if config.contrastive is not None:
-            self._add("contrastive", ContrastiveObjective(config.contrastive, encoder.config), config.contrastive.weight)
+            self._add(
+                "contrastive", ContrastiveObjective(config.contrastive, encoder.config), config.contrastive.weight
+            )
 
     def _add(self, name: str, objective: nn.Module, weight: float) -> None:
         self.objectives[name] = objective
@@ -77,9 +79,7 @@ class PretrainModule(nn.Module):
             losses of the global batch.
         """
         output = self.encode(batch)
-        losses = {
-            objective.name: objective(output, batch, window, self.encoder) for objective in self._objectives()
-        }
+        losses = {objective.name: objective(output, batch, window, self.encoder) for objective in self._objectives()}
         # Not every objective reads the projection; without this it would have no gradient, which DDP refuses.
         first = next(iter(losses))
         losses[first] = losses[first] + 0.0 * output.projection.float().sum()

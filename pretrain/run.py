@@ -1,4 +1,4 @@
-"""Pretrain: `accelerate launch pretrain/run.py [--config RECIPE.yaml] [--field value …]`; no arguments = the demo recipe.
+"""Pretrain: `accelerate launch pretrain/run.py [--config RECIPE.yaml] [--field value …]`; nothing = the demo.
 
 Reads top to bottom: settings, checks, data, model, loop. The loop itself is `engine/loop.py`.
 """
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,10 +19,10 @@ from vidsim.common.entry import run_entry
 from vidsim.common.errors import UserError
 from vidsim.data.collators import PretrainCollator, VideoRows, to_device
 from vidsim.data.corpus import Corpus, open_corpus, read_excluded
+from vidsim.data.corpus_tokenizer import corpus_tokenizer
 from vidsim.data.pairs import Pairs, read_pairs
 from vidsim.data.samplers import MicroBatchSampler, RowOrder
 from vidsim.data.tags import TagVocabulary
-from vidsim.data.corpus_tokenizer import corpus_tokenizer
 from vidsim.engine.accelerator import banner_lines, make_accelerator
 from vidsim.engine.balance import LossBalancer
 from vidsim.engine.loop import Hooks, Stage, Trainer, TrainResult, describe_result, train
@@ -35,6 +35,7 @@ from vidsim.engine.settings import parse_settings
 from vidsim.modeling.build import build_encoder, build_processor, save_encoder
 from vidsim.modeling.initialization import load_mlm_head
 from vidsim.modeling.model_card import write_model_card
+from vidsim.modeling.objectives.mlm import MlmObjective
 from vidsim.modeling.parameters import HEADS, layer_numbers
 from vidsim.modeling.processor import VideoTextProcessor
 from vidsim.pretrain.config import PretrainConfig
@@ -115,10 +116,11 @@ def describe(config: PretrainConfig, corpus: Corpus, world_size: int) -> list[st
         f"videos: {len(corpus.videos):,} in {len(corpus.trainable)} data sets; "
         f"{corpus.num_excluded:,} excluded, {len(corpus.held_out):,} held out"
     ]
-    for number, (stage, steps) in enumerate(zip(config.data.stages, stage_steps(config, corpus, world_size), strict=True)):
+    counts = stage_steps(config, corpus, world_size)
+    for number, (stage, steps) in enumerate(zip(config.data.stages, counts, strict=True)):
         lines.append(
-            f"stage {number + 1}: {', '.join(stage.data)} ({stage.order}), {stage.num_epochs * config.data.epoch_scale:g} "
-            f"epochs = {steps:,} steps"
+            f"stage {number + 1}: {', '.join(stage.data)} ({stage.order}), "
+            f"{stage.num_epochs * config.data.epoch_scale:g} epochs = {steps:,} steps"
         )
     active = [name for name, value in vars(config.objectives).items() if value is not None]
     lines.append(f"objectives: {', '.join(active)} (balance: {config.balance.mode})")
@@ -172,7 +174,7 @@ def pretrain(
     module = PretrainModule(encoder, config.objectives, num_tags=tags.size if tags else 0, seed=config.seed)
     reports = [load_report] if load_report is not None else []
     if config.model.init_from is not None and "mlm" in module.objectives:
-        reports.append(load_mlm_head(config.model.init_from, module.objectives["mlm"].head))
+        reports.append(load_mlm_head(config.model.init_from, cast(MlmObjective, module.objectives["mlm"]).head))
     module.to(accelerator.device)
     layers, num_layers = layer_numbers(module, encoder)
     heads = tuple(config.optimizer.head_parameters or HEADS)
@@ -271,7 +273,7 @@ def export(module: PretrainModule, processor: VideoTextProcessor, config: Pretra
         folder,
         metrics={},
         base_model=config.model.init_from,
-        data=[name for stage in config.data.stages for name in stage.data],
+        data=", ".join(name for stage in config.data.stages for name in stage.data),
     )
 
 

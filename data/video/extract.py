@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
@@ -168,9 +169,18 @@ def _load_checkpoint(folder: Path, image_size: int | None, device: torch.device,
     if not (folder / "config.json").is_file() or not weights:
         raise UserError("needs config.json and *.safetensors", file=folder, fix="name a vision checkpoint folder")
     try:
-        model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        model, report = AutoModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"cannot be loaded as a checkpoint ({error})", file=folder) from error
+    # A classifier's checkpoint often lacks the pooler, which would then be random.
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"lacks {len(missing)} weights of the model, first {missing[0]}",
+            file=folder,
+            fix="use a complete checkpoint",
+        )
     model = model.eval().to(device)
     size, mean, std = _preprocessing(folder)
     size = image_size or size or _config_size(model.config)

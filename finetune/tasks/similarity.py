@@ -280,5 +280,3 @@ def pair_labels(
     if teacher is not None:
         labels = self_distilled_labels(labels, teacher, 1.0 - config.distill_weight)
     return labels, transform(other.score)
-
-

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+
 from vidsim.data.manifest import StreamInfo
 from vidsim.data.shards import ShardWriter, write_manifest
 

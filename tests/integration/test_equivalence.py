@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from vidsim.finetune.run import main as finetune
 from vidsim.pretrain.run import main as pretrain
 
@@ -41,7 +42,9 @@ def test_two_processes(tiny: Any, scripts: Any, straight: Path, tmp_path: Path) 
 
 
 @pytest.mark.multi_process
-@pytest.mark.parametrize("loss", ["mse", pytest.param("lbpc", marks=pytest.mark.slow), pytest.param("cosent", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "loss", ["mse", pytest.param("lbpc", marks=pytest.mark.slow), pytest.param("cosent", marks=pytest.mark.slow)]
+)
 def test_finetuning_on_two_processes(tiny: Any, scripts: Any, straight: Path, tmp_path: Path, loss: str) -> None:
     arguments = [*tiny.finetune, "--init_from", str(straight), "--task.loss", loss, "--loop.max_steps", "6"]
     assert finetune([*arguments, "--output_dir", str(tmp_path / "one")]) == 0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from vidsim.common.errors import UserError
 from vidsim.data.masking import MaskingConfig, mask_frames, mask_tokens, row_generator
 from vidsim.data.schema import IGNORE_INDEX

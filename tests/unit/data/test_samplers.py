@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import numpy as np
+
 from vidsim.data.samplers import MicroBatchSampler, RowKey, RowOrder
 
 
-def batches(order: RowOrder, *, micro: int, accumulation: int, world: int, steps: int, start: int = 0) -> list[set[RowKey]]:
+def batches(
+    order: RowOrder, *, micro: int, accumulation: int, world: int, steps: int, start: int = 0
+) -> list[set[RowKey]]:
     """Rows of each step, over all ranks and micro-batches."""
     rows: list[set[RowKey]] = [set() for _ in range(steps - start)]
     for rank in range(world):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+
 from vidsim.common.errors import UserError
 from vidsim.engine.balance import BalanceConfig, LossBalancer
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from vidsim.engine.accelerator import make_accelerator
 from vidsim.engine.gather import map_rows, rank_rows
 

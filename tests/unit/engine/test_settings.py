@@ -6,6 +6,7 @@ from typing import Literal
 
 import pytest
 import yaml
+
 from vidsim.common.errors import UserError
 from vidsim.engine.settings import parse_settings
 

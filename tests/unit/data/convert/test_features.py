@@ -163,7 +163,7 @@ def test_pickles_are_refused_and_never_run(kind: str, tmp_path: Path) -> None:
         np.save(tmp_path / "f.npy", array, allow_pickle=True)
         _save_index(tmp_path / "f.json", {})
         path = tmp_path if kind == "folder" else tmp_path / "f.npy"
-    with pytest.raises(UserError, match="Object arrays cannot be loaded"):
+    with pytest.raises(UserError, match=r"Object arrays cannot be loaded|Python objects in dtype"):
         open_features(path)
     (tmp_path / "f.npy").write_bytes(pickle.dumps(_Payload()))
     with pytest.raises(UserError):

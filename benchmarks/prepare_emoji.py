@@ -3,7 +3,10 @@
 SRC holds items.jsonl (id, title_*, tags_*, phrases_en, category_id), frames.zip (a strip of square frames for
 each id) and pairs_human_dev.tsv (id1, id2, human_score_0_4 of ten people). Writes into DIR:
 
-- en/, zh/: data set folders with the same ids and the same 1280-d EfficientNet-Lite0 features,
+- en/, zh/: data set folders with the same ids and the same 1280-d EfficientNet-Lite0 features; title = the name,
+  tags = the keywords, asr = further text: the keywords, free descriptions (English only) and the subgroup's name
+  (say so when you report a figure: keywords are read as text, not only predicted),
+- en.jsonl, zh.jsonl: the tables that these are converted from,
 - pairs.tsv: the pairs, scores scaled to 0..1; pair_ids.txt: their videos, which pretraining can leave out,
 - features.npy and features.json: the features.
 
@@ -14,8 +17,11 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,12 +58,39 @@ def read_human_pairs(path: Path) -> Pairs:
     return Pairs(id1, id2, np.array(scores, dtype=np.float64))
 
 
+def further_text(item: dict[str, Any], language: str) -> str:
+    """Keywords, descriptions and the subgroup's name; what the title or an earlier part says already is left out."""
+    parts = [*item[f"tags_{language}"], *item.get(f"phrases_{language}", ()), item[f"subgroup_{language}"]]
+    seen = {item[f"title_{language}"]}
+    kept = []
+    for part in parts:
+        if part not in seen:
+            seen.add(part)
+            kept.append(part)
+    return (", " if language == "en" else "，").join(kept)
+
+
+def write_rows(path: Path, items: Sequence[dict[str, Any]], language: str) -> None:
+    """Write the table that the converter reads."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for item in items:
+            row = {
+                "id": item["id"],
+                "title": item[f"title_{language}"],
+                "asr": further_text(item, language),
+                "tags": item[f"tags_{language}"],
+                "category": item["category_id"],
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Prepare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="SRC")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--features", type=Path, help="features.npy of an earlier run, instead of extracting again")
+    parser.add_argument("--pairs", type=Path, help="another file of human-scored pairs (default: SRC's)")
     parser.add_argument("--extractor", default=EFFICIENTNET_LITE0)
     options = parser.parse_args(argv)
     features = options.features
@@ -67,19 +100,13 @@ def main(argv: list[str] | None = None) -> int:
             FrameFolder(options.source / "frames.zip"), load_extractor(options.extractor), features
         )
         print(f"{num_frames:,} frames -> {features}")
-    for language, texts in (("en", ["--asr", "phrases_en"]), ("zh", [])):
-        columns = [
-            "--title",
-            f"title_{language}",
-            "--tags",
-            f"tags_{language}",
-            "--category",
-            "category_id",
-            *texts,
-        ]
-        rows, out = str(options.source / "items.jsonl"), str(options.out / language)
-        table.main([rows, "--out", out, "--features", str(features), *columns])
-    pairs = read_human_pairs(options.source / "pairs_human_dev.tsv")
+    lines = (options.source / "items.jsonl").read_text(encoding="utf-8").splitlines()
+    items = [json.loads(line) for line in lines if line]
+    for language in ("en", "zh"):
+        rows = options.out / f"{language}.jsonl"
+        write_rows(rows, items, language)
+        table.main([str(rows), "--out", str(options.out / language), "--features", str(features)])
+    pairs = read_human_pairs(options.pairs or options.source / "pairs_human_dev.tsv")
     write_pairs(options.out / "pairs.tsv", pairs)
     with atomic_path(options.out / "pair_ids.txt") as temporary:
         temporary.write_text("\n".join(sorted(pairs.unique_ids())) + "\n", encoding="utf-8")

@@ -47,7 +47,7 @@ _STOP_TEXT = """
     some one two three someone somebody something very then while who which what s t another other
 """
 _STOP_WORDS = frozenset(_STOP_TEXT.split())
-_STOP_CHARACTERS = frozenset("一个在的了着和上里把是有正这那他她它们被给从向用与下中对出来去到名位只条")
+_STOP_CHARACTERS = frozenset("一个在的了着和上里把是有正这那她它们被给从向用与下中对出来去到名位只条")
 
 
 def normalise(text: str) -> str:

@@ -5,7 +5,7 @@ Legend: B videos in a batch, T text tokens, F frames, D width of a frame feature
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ class Processor(Protocol):
     """What a collator needs of `modeling.processor.VideoTextProcessor`."""
 
     tokenizer: Any
+    streams: Mapping[str, Any]
 
     def __call__(
         self,
@@ -37,13 +38,13 @@ class Processor(Protocol):
 
 
 def encode_rows(rows: Sequence[dict[str, Any]], processor: Processor) -> Batch:
-    """Encode video rows without masking.
+    """Encode video rows without masking; streams that the processor does not read are left out.
 
     Returns:
         `input_ids`, `attention_mask` int64 [B, T]; for each stream features float32 [B, F, D] and mask
         int64 [B, F]; `row_ids`, list of B strings.
     """
-    streams = {name: [row[name] for row in rows] for name in rows[0] if isinstance(rows[0][name], np.ndarray)}
+    streams = {name: [row[name] for row in rows] for name in processor.streams if name in rows[0]}
     batch: Batch = dict(processor([row[schema.TITLE] for row in rows], [row[schema.ASR] for row in rows], **streams))
     batch[schema.ROW_IDS] = [row[schema.ID] for row in rows]
     return batch

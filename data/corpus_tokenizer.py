@@ -33,7 +33,13 @@ class TokenizerConfig:
 
 
 def corpus_tokenizer(
-    config: TokenizerConfig, init_from: str | None, videos: Videos, rows: Iterable[np.ndarray], folder: Path
+    config: TokenizerConfig,
+    init_from: str | None,
+    videos: Videos,
+    rows: Iterable[np.ndarray],
+    folder: Path,
+    *,
+    keep: bool,
 ) -> Any:
     """Get the tokenizer of a run and keep it in the run folder.
 
@@ -42,12 +48,13 @@ def corpus_tokenizer(
         init_from: Text checkpoint of the encoder, if there is one.
         videos: All rows of the run.
         rows: Those that may be trained on; no other text is looked at.
-        folder: Where it is saved; found there again when a run is resumed.
+        folder: Where it is saved.
+        keep: Take the one that is saved there, if there is one.
 
     Returns:
         A fast tokenizer.
     """
-    if (folder / "tokenizer.json").is_file():
+    if keep and (folder / "tokenizer.json").is_file():
         return load_tokenizer(str(folder))
     source = config.path or init_from
     if source is not None:

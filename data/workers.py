@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -83,7 +84,8 @@ def run_jobs(
     context = multiprocessing.get_context("spawn")
     shared = _Shared(context.Event(), context.Value("q", 0))
     with ProcessPoolExecutor(num_workers, context, _start_worker, (shared,)) as pool:
-        futures = [pool.submit(_do, work, job) for job in jobs]
+        with _no_ctrl_c():
+            futures = [pool.submit(_do, work, job) for job in jobs]
         steps = _steps(futures, shared, scale)
         try:
             for _ in progress(steps, total=total // scale, desc=desc, unit=unit):
@@ -111,11 +113,22 @@ def _steps(futures: Sequence[Future[Result]], shared: _Shared, scale: int) -> It
         seen = now
 
 
+@contextlib.contextmanager
+def _no_ctrl_c() -> Iterator[None]:
+    """Put Ctrl-C off; processes started in here never get it.
+
+    A terminal sends it to all; the parent tells the workers by the event, so that they can clean up.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(shared: _Shared) -> None:
     global _shared
     _shared = shared
-    # A terminal sends Ctrl-C to all; the parent tells the workers by the event, so that they can clean up.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

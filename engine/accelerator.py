@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -68,6 +69,8 @@ def make_accelerator(
     # False also where a GPU was hidden; without this, several processes would each be "the only one".
     cpu = not torch.accelerator.is_available() or _is_on("ACCELERATE_USE_CPU")
     _check_devices(cpu)
+    # torch 2.13 renames the argument, but accelerate passes the old name only.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     # The state is a singleton that keeps the first precision; a second run in one process may choose another.
     AcceleratorState._reset_state()

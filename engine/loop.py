@@ -57,7 +57,7 @@ class LoopConfig:
     """Processes that prepare batches; 0: the training process itself."""
 
     def validate(self) -> None:
-        """Refuse numbers below one."""
+        """Refuse counts that are too small, and a clipping norm that would stop or turn round the training."""
         for name, minimum in (
             ("micro_batch_size", 1),
             ("gradient_accumulation_steps", 1),
@@ -72,6 +72,10 @@ class LoopConfig:
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise UserError(f"{value} is below {minimum}", field=f"loop.{name}")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise UserError(
+                f"{self.max_grad_norm} is not above 0", field="loop.max_grad_norm", fix="set null to clip nothing"
+            )
 
 
 class TrainModule(Protocol):
@@ -100,10 +104,10 @@ class Hooks:
 
     evaluate: Callable[[], dict[str, float]]
     """Metrics of the module as it is now. Collective."""
-    export: Callable[[Path], None]
-    """Write the module for users into a folder; called on the first process only."""
-    select: str
-    """Metric that chooses the best checkpoint."""
+    export: Callable[[Path, dict[str, float]], None]
+    """Write the module for users, with its last metrics, into a folder; called on the first process only."""
+    select: str | None
+    """Metric that chooses the best checkpoint; None: the last one is the best."""
     select_mode: Literal["max", "min"] = "max"
 
 
@@ -198,7 +202,7 @@ class Trainer:
                 optimizer=self.optimizer,
                 ema=self.ema,
                 state={"progress": vars(self.progress), "balance": self.balancer.state()},
-                export=self.hooks.export,
+                export=lambda folder: self.hooks.export(folder, self.progress.metrics or {}),
                 is_best=is_best,
                 keep=self.config.keep_checkpoints,
             )
@@ -211,8 +215,16 @@ class Trainer:
             metrics = self.hooks.evaluate()
         self.module.train()
         progress = self.progress
+        for name, value in metrics.items():
+            if not _is_finite(value):
+                raise UserError(
+                    f"{name} is {value:g}", record=f"step {progress.step}", fix="lower the learning rate"
+                )
         progress.metrics = metrics
         self.reporter.log(progress.step, metrics)
+        if self.hooks.select is None:
+            progress.best_step = progress.step
+            return True
         value = metrics[self.hooks.select]
         sign = 1.0 if self.hooks.select_mode == "max" else -1.0
         is_best = progress.best is None or sign * value > sign * progress.best
@@ -369,7 +381,7 @@ def train(
     with _stop_flag() as flag:
         for stage, end in zip(stages, ends, strict=True):
             start = end - stage.num_steps
-            if progress.step >= min(end, last_step):
+            if stop or progress.step >= min(end, last_step):
                 continue
             batches = iter(stage.batches(progress.step - start))
             while progress.step < min(end, last_step) and not stop:

@@ -30,7 +30,7 @@ class OptimizerConfig:
     """Layer l of L learns at learning_rate * layer_decay ** (L - l), embeddings as layer 0; 1: all alike. The
     published finetuning sets 0.975 but never applies it."""
     head_parameters: list[str] | None = None
-    """Parameters whose names begin so are heads; null: all that a text checkpoint does not bring along."""
+    """Parameters whose names begin so are heads; null: the objectives, the projection and the attention pooling."""
     fused: bool | None = None
     """One kernel for the whole update; null: on a CUDA device."""
 

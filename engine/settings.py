@@ -67,9 +67,9 @@ def parse_settings(
             )
     try:
         namespace = parser.parse_args(arguments)
+        config = parser.instantiate(namespace)  # a part may refuse its values as it is made
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise _readable(str(error), parser, _recipes(arguments)) from error
-    config = parser.instantiate(namespace)
     resolved = schema(**{key: value for key, value in vars(config).items() if key != "config"})
     namespace.pop("config", None)
     return Settings(config=resolved, yaml=parser.dump(namespace, skip_validation=True))

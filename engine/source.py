@@ -13,7 +13,7 @@ def checkpoint_of(path: Path) -> Path:
 
     Args:
         path: A checkpoint folder or any folder with `config.json` (taken as it is), or a run folder, whose best
-            checkpoint is taken, or its newest valid one where there is no best.
+            checkpoint is taken, or its newest valid one where none was called the best.
 
     Raises:
         UserError: There is no checkpoint, or it is damaged.
@@ -25,7 +25,10 @@ def checkpoint_of(path: Path) -> Path:
         return path
     checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     best = checkpoints / "best"
-    if best.is_dir() and what_is_wrong(best.resolve()) is None:
+    if best.is_dir():
+        problem = what_is_wrong(best.resolve())
+        if problem:  # another one would give other numbers without a word
+            raise UserError(f"is damaged: {problem}", file=best, fix="name another checkpoint of this run")
         return best.resolve()
     newest = newest_valid(checkpoints) if checkpoints.is_dir() else None
     if newest is None:

@@ -7,7 +7,7 @@ import netrc
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import yaml
@@ -70,7 +70,7 @@ class _Wandb:
     def __init__(self, run: RunFolder) -> None:
         import wandb
 
-        mode = None
+        mode: Literal["offline"] | None = None
         if not _has_wandb_key():
             mode = "offline"
             line = f"wandb: no key found, so it runs offline; later: wandb sync {run.path}/wandb/offline-run-*"
@@ -81,8 +81,8 @@ class _Wandb:
             name=run.path.name,
             dir=run.path,
             config=yaml.safe_load(run.config_yaml),
-            resume="allow",
-            mode=mode,  # type: ignore[arg-type]
+            resume="allow" if mode is None else None,  # offline runs cannot be resumed, only added to
+            mode=mode,
         )
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

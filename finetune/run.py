@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 
 from vidsim.common.entry import run_entry
 from vidsim.common.errors import UserError
 from vidsim.data.arrow import Videos, concat_videos, open_videos
 from vidsim.data.collators import to_device
 from vidsim.data.embeddings import read_embeddings
+from vidsim.data.loading import step_batches
 from vidsim.data.pairs import Pairs, read_pairs
 from vidsim.data.samplers import MicroBatchSampler, RowOrder
 from vidsim.data.splits import describe, split_pairs
@@ -150,14 +149,7 @@ def pair_batches(
         start_step=start,
         num_steps=total,
     )
-    return DataLoader(
-        rows,
-        batch_sampler=sampler,
-        collate_fn=collator,
-        num_workers=config.loop.num_workers,
-        generator=torch.Generator().manual_seed(config.seed),
-        pin_memory=torch.cuda.is_available(),
-    )
+    return step_batches(rows, sampler, collator, num_workers=config.loop.num_workers, seed=config.seed)
 
 
 def finetune(config: FinetuneConfig, data: PairData, run: RunFolder, accelerator: Accelerator) -> TrainResult:
@@ -200,8 +192,8 @@ def finetune(config: FinetuneConfig, data: PairData, run: RunFolder, accelerator
         hooks=Hooks(
             evaluate=evaluate,
             export=partial(export, module, processor, config),
-            select="validation/spearman",
-            select_mode="max",
+            # With all pairs training, their Spearman says nothing: the last step is taken.
+            select=None if config.data.split == "none" else "validation/spearman",
         ),
         reporter=reporter,
         checkpoints=run.checkpoints,
@@ -223,10 +215,16 @@ def finetune(config: FinetuneConfig, data: PairData, run: RunFolder, accelerator
     return result
 
 
-def export(module: SimilarityModule, processor: VideoTextProcessor, config: FinetuneConfig, folder: Path) -> None:
+def export(
+    module: SimilarityModule,
+    processor: VideoTextProcessor,
+    config: FinetuneConfig,
+    folder: Path,
+    metrics: dict[str, float],
+) -> None:
     """Write the encoder as a self-contained Hugging Face checkpoint."""
     save_encoder(module.encoder, processor, folder)
-    write_model_card(folder, metrics={}, base_model=None, data=", ".join(config.data.videos))
+    write_model_card(folder, metrics, base_model=None, data=", ".join(config.data.videos))
 
 
 if __name__ == "__main__":

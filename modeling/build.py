@@ -52,13 +52,14 @@ class ModelConfig:
     use_text: bool = True
     """Read text at all."""
     use_frames: bool = True
-    """Read frames at all."""
+    """Read frames and other streams at all."""
 
     def validate(self) -> None:
         """Refuse sizes that no encoder can have."""
-        for name in ("hidden_size", "num_layers", "num_heads", "embedding_dim", "max_frames"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{getattr(self, name)} is below 1", field=f"model.{name}")
+        for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size", "embedding_dim", "max_frames"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{value} is below 1", field=f"model.{name}")
         for name in ("max_title_tokens", "max_asr_tokens"):
             if getattr(self, name) < 0:
                 raise UserError(f"{getattr(self, name)} is below 0", field=f"model.{name}")
@@ -177,8 +178,12 @@ def load_encoder(
         processor = VideoTextProcessor.from_pretrained(folder)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"cannot be loaded ({error})", file=folder, fix="take another checkpoint") from error
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith("attention_pooling."))
-    unexpected = sorted(key for key in info["unexpected_keys"] if not key.startswith("attention_pooling."))
+    # Another pooling may need weights that are not there, or leave some over; the checkpoint's own may not.
+    changes = config.pooling.startswith("attention") != stored_pooling.startswith("attention")
+    missing, unexpected = (
+        sorted(key for key in info[kind] if not (changes and key.startswith("attention_pooling.")))
+        for kind in ("missing_keys", "unexpected_keys")
+    )
     if missing or unexpected:
         raise UserError(f"weights missing: {missing or 'none'}, not known: {unexpected or 'none'}", file=folder)
     if reset_projection:
@@ -202,12 +207,13 @@ def check_streams_match(config: VidsimConfig, streams: Mapping[str, int], checkp
         checkpoint: For the message.
 
     Raises:
-        UserError: A stream has another width; names both.
+        UserError: A stream is missing, or has another width; names both.
     """
     for name, sizes in (config.streams or {}).items():
-        if name in streams and streams[name] != sizes["dim"]:
+        if streams.get(name) != sizes["dim"]:
+            found = f"vectors of width {streams[name]}" if name in streams else f"no stream '{name}'"
             raise UserError(
-                f"the data set has vectors of width {streams[name]}, the checkpoint reads {sizes['dim']}",
+                f"the data set has {found}, the checkpoint reads vectors of width {sizes['dim']}",
                 file=checkpoint,
                 field=name,
                 fix="use features of the extractor that the checkpoint was trained with",

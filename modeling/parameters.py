@@ -7,8 +7,9 @@ from torch import nn
 from .encoder import VideoTextEncoder
 
 HEADS = ("objectives.", "tags.", "encoder.embedding_head.", "encoder.attention_pooling.")
-"""Prefixes of the parameters, in the modules that are trained, which no text checkpoint brings along. The published
-code counts only the tag head, the projection and the attention pooling; its presets say so themselves."""
+"""Prefixes of the parameters, in the modules that are trained, which learn at the heads' rate; the streams learn at the
+backbone's, as published. The published code counts only the tag head, the projection and the attention pooling as
+heads; its presets say so themselves."""
 
 
 def layer_numbers(module: nn.Module, encoder: VideoTextEncoder) -> tuple[dict[str, int], int]:

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
+from accelerate import Accelerator
 
 from vidsim.common.entry import run_entry
 from vidsim.common.errors import UserError
-from vidsim.data.collators import PretrainCollator, VideoRows, to_device
+from vidsim.data.collators import Batch, PretrainCollator, VideoRows, to_device
 from vidsim.data.corpus import Corpus, open_corpus, read_excluded
 from vidsim.data.corpus_tokenizer import corpus_tokenizer
+from vidsim.data.loading import step_batches
 from vidsim.data.pairs import Pairs, read_pairs
 from vidsim.data.samplers import MicroBatchSampler, RowOrder
 from vidsim.data.tags import TagVocabulary
@@ -33,7 +33,7 @@ from vidsim.engine.run_folder import RunFolder
 from vidsim.engine.seeding import seed_everything
 from vidsim.engine.settings import parse_settings
 from vidsim.modeling.build import build_encoder, build_processor, save_encoder
-from vidsim.modeling.initialization import load_mlm_head
+from vidsim.modeling.initialization import LoadReport, load_mlm_head
 from vidsim.modeling.model_card import write_model_card
 from vidsim.modeling.objectives.mlm import MlmObjective
 from vidsim.modeling.parameters import HEADS, layer_numbers
@@ -130,60 +130,58 @@ def describe(config: PretrainConfig, corpus: Corpus, world_size: int) -> list[st
 
 
 def stage_batches(
-    config: PretrainConfig, corpus: Corpus, stage_number: int, num_steps: int, collator: PretrainCollator, rank: int,
-    world_size: int, start_step: int,
-) -> Iterable[dict[str, Any]]:  # fmt: skip
-    """The micro-batches of one rank in one stage, from a step on."""
-    stage = config.data.stages[stage_number]
-    order = RowOrder(
-        [corpus.trainable[name] for name in stage.data], order=stage.order, seed=config.seed + stage_number
-    )
-    sampler = MicroBatchSampler(
-        order,
-        micro_batch_size=config.loop.micro_batch_size,
-        gradient_accumulation_steps=config.loop.gradient_accumulation_steps,
-        rank=rank,
-        world_size=world_size,
-        start_step=start_step,
-        num_steps=num_steps,
-    )
-    # An own generator: otherwise each new iterator draws from the global one, and a resumed run differs.
-    return DataLoader(
-        VideoRows(corpus.videos),
-        batch_sampler=sampler,
-        collate_fn=collator,
-        num_workers=config.loop.num_workers,
-        generator=torch.Generator().manual_seed(config.seed),
-        pin_memory=torch.cuda.is_available(),
-    )
+    config: PretrainConfig, corpus: Corpus, collator: PretrainCollator, accelerator: Accelerator
+) -> list[Stage]:
+    """The stages with their steps and the micro-batches of this rank."""
+    loop = config.loop
+    rows = VideoRows(corpus.videos)
+
+    def batches(number: int, num_steps: int, start_step: int) -> Iterable[Batch]:
+        stage = config.data.stages[number]
+        groups = [corpus.trainable[name] for name in stage.data]
+        sampler = MicroBatchSampler(
+            RowOrder(groups, order=stage.order, seed=config.seed + number),
+            micro_batch_size=loop.micro_batch_size,
+            gradient_accumulation_steps=loop.gradient_accumulation_steps,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            start_step=start_step,
+            num_steps=num_steps,
+        )
+        return step_batches(rows, sampler, collator, num_workers=loop.num_workers, seed=config.seed)
+
+    steps = stage_steps(config, corpus, accelerator.num_processes)
+    return [
+        Stage(num_steps=num_steps, schedule=config.schedule, batches=partial(batches, number, num_steps))
+        for number, num_steps in enumerate(steps)
+    ]
 
 
 def pretrain(
-    config: PretrainConfig, corpus: Corpus, probe: tuple[Corpus, Pairs] | None, run: RunFolder, accelerator: Any
+    config: PretrainConfig,
+    corpus: Corpus,
+    probe: tuple[Corpus, Pairs] | None,
+    run: RunFolder,
+    accelerator: Accelerator,
 ) -> TrainResult:
     """Build everything and train. Collective."""
     seed_everything(config.seed)
-    with accelerator.main_process_first():
-        tokenizer = corpus_tokenizer(
-            config.tokenizer, config.model.init_from, corpus.videos, corpus.trainable.values(), run.path / "tokenizer"
-        )
-        tags = tag_vocabulary(config, corpus, run.path / "tags.txt")
-    streams = corpus.videos.streams
-    processor = build_processor(config.model, tokenizer, streams)
-    encoder, load_report = build_encoder(config.model, tokenizer, streams)
-    module = PretrainModule(encoder, config.objectives, num_tags=tags.size if tags else 0, seed=config.seed)
-    reports = [load_report] if load_report is not None else []
-    if config.model.init_from is not None and "mlm" in module.objectives:
-        reports.append(load_mlm_head(config.model.init_from, cast(MlmObjective, module.objectives["mlm"]).head))
-    module.to(accelerator.device)
-    layers, num_layers = layer_numbers(module, encoder)
-    heads = tuple(config.optimizer.head_parameters or HEADS)
-    groups = parameter_groups(module, config.optimizer, lambda name: name.startswith(heads), layers.get, num_layers)
-    steps = stage_steps(config, corpus, accelerator.num_processes)
     reporter = Reporter(run, config.trackers, enabled=accelerator.is_main_process)
     reporter.note([*banner_lines(accelerator), *describe(config, corpus, accelerator.num_processes)])
-    reporter.note([*describe_groups(groups), *(f"from {config.model.init_from}: {report}" for report in reports)])
-
+    with accelerator.main_process_first():
+        # The first process keeps what an unfinished run left only if it goes on with it; the others take its files.
+        keep = run.is_resumed or not accelerator.is_main_process
+        folder = run.path / "tokenizer"
+        rows = list(corpus.trainable.values())
+        tokenizer = corpus_tokenizer(config.tokenizer, config.model.init_from, corpus.videos, rows, folder, keep=keep)
+        tags = tag_vocabulary(config, corpus, run.path / "tags.txt", keep=keep)
+    processor = build_processor(config.model, tokenizer, corpus.videos.streams)
+    module, reports = build_module(config, corpus, tokenizer, tags)
+    module.to(accelerator.device)
+    layers, num_layers = layer_numbers(module, module.encoder)
+    heads = tuple(config.optimizer.head_parameters or HEADS)
+    groups = parameter_groups(module, config.optimizer, lambda name: name.startswith(heads), layers.get, num_layers)
+    reporter.note([*(f"from {config.model.init_from}: {report}" for report in reports), *describe_groups(groups)])
     collator = PretrainCollator(
         processor,
         tags=tags,
@@ -192,7 +190,50 @@ def pretrain(
         mask_text=config.objectives.mlm is not None,
         mask_frames=config.objectives.mfm is not None,
     )
+    trainer = Trainer(
+        accelerator=accelerator,
+        module=module,
+        optimizer=make_optimizer(groups, config.optimizer, accelerator.device),
+        balancer=LossBalancer(config.balance, module.weights, module.shared_parameters()),
+        config=config.loop,
+        hooks=make_hooks(config, corpus, probe, module, collator, accelerator),
+        reporter=reporter,
+        checkpoints=run.checkpoints,
+        seed=config.seed,
+    )
+    if config.resume and trainer.resume():
+        reporter.note([f"resumed at step {trainer.progress.step:,}"])
+    result = train(trainer, stage_batches(config, corpus, collator, accelerator), to_device)
+    reporter.close()
+    reporter.note([describe_result(result), f"best checkpoint: {run.checkpoints / 'best'}"])
+    accelerator.wait_for_everyone()
+    return result
+
+
+def build_module(
+    config: PretrainConfig, corpus: Corpus, tokenizer: Any, tags: TagVocabulary | None
+) -> tuple[PretrainModule, list[LoadReport]]:
+    """Encoder and objectives, and what a text checkpoint did not hold."""
+    encoder, report = build_encoder(config.model, tokenizer, corpus.videos.streams)
+    module = PretrainModule(encoder, config.objectives, num_tags=tags.size if tags else 0, seed=config.seed)
+    reports = [report] if report is not None else []
+    if config.model.init_from is not None and "mlm" in module.objectives:
+        reports.append(load_mlm_head(config.model.init_from, cast(MlmObjective, module.objectives["mlm"]).head))
+    return module, reports
+
+
+def make_hooks(
+    config: PretrainConfig,
+    corpus: Corpus,
+    probe: tuple[Corpus, Pairs] | None,
+    module: PretrainModule,
+    collator: PretrainCollator,
+    accelerator: Accelerator,
+) -> Hooks:
+    """Evaluation on held-out rows and the probe; the best checkpoint has the lowest held-out loss."""
     held_out = corpus.held_out[: config.data.held_out_max_rows]
+    processor = cast(VideoTextProcessor, collator.processor)
+    batch_size = config.loop.eval_batch_size
     if not len(held_out) and probe is None:
         raise UserError(
             "nothing to evaluate on: no row is held out and no probe is given",
@@ -202,56 +243,30 @@ def pretrain(
 
     def evaluate() -> dict[str, float]:
         metrics: dict[str, float] = {}
-        batch_size = config.loop.eval_batch_size
         if len(held_out):
             metrics |= held_out_losses(module, accelerator, corpus.videos, held_out, collator, batch_size)
         if probe is not None:
             metrics |= probe_spearman(module, accelerator, probe[0].videos, probe[1], processor, batch_size)
         return metrics
 
-    trainer = Trainer(
-        accelerator=accelerator,
-        module=module,
-        optimizer=make_optimizer(groups, config.optimizer, accelerator.device),
-        balancer=LossBalancer(config.balance, module.weights, module.shared_parameters()),
-        config=config.loop,
-        hooks=Hooks(
-            evaluate=evaluate,
-            export=partial(export, module, processor, config),
-            select="held_out/loss" if len(held_out) else "probe/spearman",
-            select_mode="min" if len(held_out) else "max",
-        ),
-        reporter=reporter,
-        checkpoints=run.checkpoints,
-        seed=config.seed,
+    def export(folder: Path, metrics: dict[str, float]) -> None:
+        save_encoder(module.encoder, processor, folder)
+        names = ", ".join(name for stage in config.data.stages for name in stage.data)
+        write_model_card(folder, metrics, base_model=config.model.init_from, data=names)
+
+    return Hooks(
+        evaluate=evaluate,
+        export=export,
+        select="held_out/loss" if len(held_out) else "probe/spearman",
+        select_mode="min" if len(held_out) else "max",
     )
-    if config.resume and trainer.resume():
-        reporter.note([f"resumed at step {trainer.progress.step:,}"])
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    stages = [
-        Stage(
-            num_steps=num_steps,
-            schedule=config.schedule,
-            batches=partial(_batches, config, corpus, number, num_steps, collator, rank, world_size),
-        )
-        for number, num_steps in enumerate(steps)
-    ]
-    result = train(trainer, stages, to_device)
-    reporter.close()
-    reporter.note([describe_result(result), f"best checkpoint: {run.checkpoints / 'best'}"])
-    accelerator.wait_for_everyone()
-    return result
 
 
-def _batches(*arguments: Any) -> Iterable[dict[str, Any]]:
-    return stage_batches(*arguments)
-
-
-def tag_vocabulary(config: PretrainConfig, corpus: Corpus, path: Path) -> TagVocabulary | None:
+def tag_vocabulary(config: PretrainConfig, corpus: Corpus, path: Path, *, keep: bool) -> TagVocabulary | None:
     """The vocabulary of VTC, saved with the run; built on training rows only where no file is given."""
     if config.objectives.vtc is None:
         return None
-    if path.is_file():
+    if keep and path.is_file():
         return TagVocabulary.from_file(path)
     if config.data.tags is not None:
         tags = TagVocabulary.from_file(config.data.tags, size=config.data.num_tags)
@@ -264,17 +279,6 @@ def tag_vocabulary(config: PretrainConfig, corpus: Corpus, path: Path) -> TagVoc
         )
     tags.save(path)
     return tags
-
-
-def export(module: PretrainModule, processor: VideoTextProcessor, config: PretrainConfig, folder: Path) -> None:
-    """Write the encoder as a self-contained Hugging Face checkpoint."""
-    save_encoder(module.encoder, processor, folder)
-    write_model_card(
-        folder,
-        metrics={},
-        base_model=config.model.init_from,
-        data=", ".join(name for stage in config.data.stages for name in stage.data),
-    )
 
 
 if __name__ == "__main__":

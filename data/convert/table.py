@@ -217,9 +217,9 @@ def main(argv: list[str] | None = None) -> int:
     for name, info in manifest.streams.items():
         print(f"  stream {name}: {info.dim} wide, {info.extractor or 'extractor not noted'}")
         if missing := conversion.num_missing.get(name):
-            print(f"  {missing:,} videos have no {name} features: zero vectors were written for them")
+            print(f"  {missing:,} videos have no {name} features and are written with none")
         if unused := manifest.counts["num_unused_features"].get(name):
-            print(f"  {unused:,} videos that {name} features are there of stand in no row")
+            print(f"  {unused:,} videos with {name} features stand in no row")
     if conversion.num_failed:
         print(f"  {conversion.num_failed:,} rows failed and are left out: {options.out}/{FAILURES_FILE}")
     return 0

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from vidsim.common.errors import UserError
 from vidsim.data.convert import table
 
 SAMPLE = Path(__file__).resolve().parent
@@ -38,8 +39,10 @@ def prepare_sample(folder: Path) -> None:
             shutil.copyfile(SAMPLE / name, temporary / name)
         try:
             os.rename(temporary, folder)
-        except OSError:
+        except OSError as error:
             if not (folder / "videos" / "manifest.json").is_file():  # not a race with another process
-                raise
+                raise UserError(
+                    f"cannot take the sample ({error.strerror})", file=folder, fix="name another folder, or empty it"
+                ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

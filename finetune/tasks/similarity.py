@@ -71,9 +71,10 @@ class SimilarityConfig:
         for name in ("temperature", "scale"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{getattr(self, name)} is not above 0", field=f"task.{name}")
-        for name in ("dropout_sample_rate", "distill_weight"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{getattr(self, name)} is not within 0 and 1", field=f"task.{name}")
+        if not 0 <= self.distill_weight <= 1:
+            raise UserError(f"{self.distill_weight} is not within 0 and 1", field="task.distill_weight")
+        if not 0 <= self.dropout_sample_rate < 1:
+            raise UserError(f"{self.dropout_sample_rate} is not in [0, 1)", field="task.dropout_sample_rate")
         if self.num_dropout_samples < 1:
             raise UserError(f"{self.num_dropout_samples} is below 1", field="task.num_dropout_samples")
 

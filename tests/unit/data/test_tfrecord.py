@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import random
 import struct
 import zlib
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_round_trip(tmp_path: Path, compression: str | None) -> None:
 
 
 def test_records_larger_than_any_buffer(tmp_path: Path) -> None:
-    big = os.urandom(700_000)
+    big = random.Random(0).randbytes(700_000)
     for compression in (None, "gzip"):
         path = tmp_path / "big"
         write_frames(
@@ -149,7 +150,7 @@ def test_length_is_capped_by_the_limit_and_by_the_file(tmp_path: Path) -> None:
 
 
 def test_compressed_files_that_end_early_or_late(tmp_path: Path) -> None:
-    content = b"".join(frame_record(os.urandom(50)) for _ in range(3))
+    content = b"".join(frame_record(random.Random(seed).randbytes(50)) for seed in range(3))
     for packed in (gzip.compress(content), zlib.compress(content)):
         path = tmp_path / "packed"
         for size in range(12, len(packed)):
@@ -160,9 +161,9 @@ def test_compressed_files_that_end_early_or_late(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="record 3: there are bytes after the end of the compressed data"):
             read_all(path)
         damaged = bytearray(packed)
-        damaged[-6] ^= 4  # inside the checksum of the whole
+        damaged[-2] ^= 4  # in the size that gzip ends with, in the checksum that zlib ends with
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"damaged|after the end"):
+        with pytest.raises(UserError, match="damaged"):
             read_all(path)
 
 

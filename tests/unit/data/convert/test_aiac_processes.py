@@ -74,10 +74,15 @@ def wait_until_session_is_empty(session: int) -> None:
         time.sleep(0.05)
 
 
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("made_up") / "source", 900, 3, 256)
+
+
 @pytest.mark.multi_process
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_interruption_leaves_no_half_file_and_no_process(tmp_path: Path, how: signal.Signals) -> None:
-    source, out = make(tmp_path / "source", 1200, 3, 256), tmp_path / "out"
+def test_interruption_leaves_no_half_file_and_no_process(source: Path, tmp_path: Path, how: signal.Signals) -> None:
+    out = tmp_path / "out"
     process = start(tmp_path / "run.py", source, out, 256, num_processes=2)
     wait_for_half_file(process, out)
     if how == signal.SIGINT:
@@ -93,7 +98,7 @@ def test_interruption_leaves_no_half_file_and_no_process(tmp_path: Path, how: si
     again = start(tmp_path / "run.py", source, out, 256, num_processes=2)
     again.communicate(timeout=60)
     assert again.returncode == 0
-    assert len(open_videos(out / "pointwise")) == 1200
+    assert len(open_videos(out / "pointwise")) == 900
 
 
 @pytest.mark.slow

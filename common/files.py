@@ -14,6 +14,9 @@ from typing import Any, NoReturn
 
 from vidsim.common.errors import UserError
 
+# What the system says of a place where no file can be put; EEXIST: a file stands where a folder must be.
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -33,7 +36,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(path) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+        if error.errno == errno.EFBIG:
+            raise too_large(path) from error
+        if error.errno in _UNWRITABLE:
             raise UserError(f"cannot be written ({error.strerror})", file=path, fix="choose another --out") from error
         raise
     finally:
@@ -50,6 +55,11 @@ def disk_full(path: str | Path) -> UserError:
     return UserError(
         f"no space left on the disk while writing ({free:,} bytes free)", file=path, fix="free some space and run again"
     )
+
+
+def too_large(path: str | Path) -> UserError:
+    """The error for a file that outgrows the limit on the size of files."""
+    return UserError("grew beyond the limit on the size of a file", file=path, fix="raise the limit (ulimit -f)")
 
 
 def require_free_space(folder: str | Path, num_bytes: int) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vidsim.common.errors import UserError
+from vidsim.common.errors import UserError, short_path
 from vidsim.data import schema
 from vidsim.data.manifest import Manifest, ShardInfo, read_manifest
 from vidsim.data.shards import check_unique_ids, first_duplicate
@@ -178,11 +178,15 @@ class Videos:
         """The ids in order, memory-mapped."""
         return self.column(schema.ID)
 
-    def rows_of(self, ids: Sequence[str]) -> npt.NDArray[np.int64]:
+    def rows_of(self, ids: Sequence[str], *, asked_by: str | Path | None = None) -> npt.NDArray[np.int64]:
         """Row of each id asked, int64 `[len(ids)]`; an id may be asked several times.
 
         No index is kept: the ids asked become a hash table in Arrow's memory and the id column is scanned
         once.
+
+        Args:
+            ids: The ids.
+            asked_by: File that they come from, which is then what the error is about.
 
         Raises:
             UserError: Ids that are not here, with their number and the first five.
@@ -195,12 +199,11 @@ class Videos:
         row_of[which[rows]] = rows
         if (row_of < 0).any():
             missing = asked.dictionary.take(np.flatnonzero(row_of < 0)[:5]).to_pylist()
-            count = f"{int((row_of < 0).sum()):,} of {len(row_of):,} ids"
+            count = f"{int((row_of < 0).sum()):,} of {len(row_of):,} videos"
             raise UserError(
-                f"{count} are not in this data set, first {', '.join(missing)}",
-                file=self.name,
-                field=schema.ID,
-                fix="give the data set that these ids come from",
+                f"{count} are not in {self.place}, first {', '.join(missing)}",
+                file=asked_by,
+                fix="name the data set that holds them",
             )
         return row_of[asked.indices.to_numpy()]
 
@@ -226,6 +229,11 @@ class Videos:
     def folders(self) -> tuple[Path, ...]:
         """The data set folders."""
         return tuple(part.folder for part in self._parts)
+
+    @property
+    def place(self) -> str:
+        """The data set folders, for messages."""
+        return " and ".join(short_path(folder) for folder in self.folders)
 
     @property
     def name(self) -> str:
@@ -264,12 +272,15 @@ def concat_videos(sets: Sequence[Videos]) -> Videos:
     for videos in sets[1:]:
         if videos.streams != sets[0].streams:
             raise UserError(
-                f"has streams {videos.streams}, but {sets[0].name} has {sets[0].streams}",
-                file=videos.name,
+                f"has {_describe(videos.streams)}, but {sets[0].place} has {_describe(sets[0].streams)}",
+                file=videos.place,
                 field="streams",
                 fix="convert both with the same features",
             )
     joined = Videos([part for videos in sets for part in videos._parts])
+    for folder in joined.folders:
+        if joined.folders.count(folder) > 1:
+            raise UserError("is named twice", file=folder, fix="name each data set once")
     if len(sets) > 1 and first_duplicate(joined.ids()) is not None:
         shards = [
             (f"{part.folder.name}/{shard.file}", part.folder / shard.file)
@@ -278,6 +289,10 @@ def concat_videos(sets: Sequence[Videos]) -> Videos:
         ]
         check_unique_ids(shards)
     return joined
+
+
+def _describe(streams: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} of width {dim}" for name, dim in streams.items()) or "no streams"
 
 
 def map_shard(path: Path, shard: ShardInfo, streams: Mapping[str, int]) -> list[pa.RecordBatch]:

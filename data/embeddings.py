@@ -40,7 +40,7 @@ from vidsim.data.schema import ID
 SHARD_SIZE: Final = 65_536
 _NUM_SHOWN: Final = 5
 _GO_ON: Final = "run the same command again: it goes on where it stopped"
-_START_AFRESH: Final = "choose another --out, or delete the folder"
+_START_AFRESH: Final = "choose another --out, or start afresh with --overwrite"
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from vidsim.common.arguments import ArgumentParser
 from vidsim.data import schema
 from vidsim.data.arrow import Videos, open_videos
 from vidsim.data.pairs import Pairs, read_pairs
@@ -216,7 +216,7 @@ def _shorten(text: str, length: int = 40) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """`vidsim inspect`."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="vidsim inspect",
         description="Show what a data set holds: counts, lengths, streams, tags, pairs and a few rows.",
         epilog="example: vidsim inspect data/aiac --rows 5",

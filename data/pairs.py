@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,9 @@ from vidsim.common.files import atomic_path
 from vidsim.data.rows import is_plain_line
 
 COLUMNS = ("id1", "id2", "score")
+_MEND_LINE = "mend or remove the line"
 _SEPARATORS = {".tsv": "\t", ".txt": "\t", ".csv": ","}
+_SEPARATOR_NAMES = {".tsv": "tabs", ".txt": "tabs", ".csv": "commas"}
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,13 @@ class Pairs:
         id1: First video of each pair.
         id2: Second video.
         score: float64 `[N]`, larger = more alike.
+        name: Where they came from, for messages.
     """
 
     id1: list[str]
     id2: list[str]
     score: npt.NDArray[np.float64]
+    name: str = "pairs"
 
     def __post_init__(self) -> None:
         """Check that the three belong together."""
@@ -48,7 +52,8 @@ class Pairs:
         """The pairs at these positions, in this order."""
         positions = np.asarray(indices, dtype=np.int64)
         rows = positions.tolist()
-        return Pairs([self.id1[row] for row in rows], [self.id2[row] for row in rows], self.score[positions])
+        id1, id2 = ([ids[row] for row in rows] for ids in (self.id1, self.id2))
+        return Pairs(id1, id2, self.score[positions], self.name)
 
     def unique_ids(self) -> list[str]:
         """Every video once, in the order of first appearance."""
@@ -74,9 +79,9 @@ def read_pairs(path: str | Path, *, score_range: tuple[float, float] | None = (0
         raise UserError("no such file", file=path, fix="name a file of pairs: id1, id2, score")
     pairs, first_record = (_read_parquet(path), 0) if path.suffix == ".parquet" else _read_text(path)
     if not len(pairs):
-        raise UserError("holds no pairs", file=path)
+        raise UserError("holds no pairs", file=path, fix="write id1, id2 and a score on each line")
     _check_scores(pairs.score, path, score_range, first_record)
-    return pairs
+    return replace(pairs, name=str(path))
 
 
 def write_pairs(path: str | Path, pairs: Pairs) -> None:
@@ -164,20 +169,18 @@ def _read_text(path: Path) -> tuple[Pairs, int]:
             (first, second, third), width, first_record = found, len(fields), 2
             continue
         if len(fields) != width:
-            raise UserError(
-                f"{len(fields)} fields, {width} expected", file=path, record=number, fix="check the separator"
-            )
+            what = f"{len(fields)} fields, {width} expected"
+            raise UserError(what, file=path, record=number, fix=f"separate them by {_SEPARATOR_NAMES[path.suffix]}")
         pair = fields[first].strip(), fields[second].strip()
         for name, id in zip(COLUMNS, pair, strict=False):
             if not is_plain_line(id):
                 what = f"{id!r:.60} holds control characters" if id else "is empty"
-                raise UserError(what, file=path, record=number, field=name)
+                raise UserError(what, file=path, record=number, field=name, fix=_MEND_LINE)
         try:
             scores.append(float(fields[third]))
         except ValueError:
-            raise UserError(
-                f"{fields[third]!r:.40} is no number", file=path, record=number, field="score"
-            ) from None
+            what = f"{fields[third]!r:.40} is no number"
+            raise UserError(what, file=path, record=number, field="score", fix=_MEND_LINE) from None
         id1.append(pair[0])
         id2.append(pair[1])
     return Pairs(id1, id2, np.array(scores, dtype=np.float64)), first_record
@@ -222,4 +225,5 @@ def _check_scores(
             else f"{value:g} is not within {low:g} to {high:g}"
         )
         more = f" ({len(bad):,} such scores)" if len(bad) > 1 else ""
-        raise UserError(what + more, file=path, record=int(bad[0]) + first_record, field="score")
+        fix = f"scale the scores to {low:g} to {high:g}" if np.isfinite(value) else _MEND_LINE
+        raise UserError(what + more, file=path, record=int(bad[0]) + first_record, field="score", fix=fix)

@@ -7,7 +7,6 @@ dropping the training pairs that share a video (`video_disjoint`, as the 3rd pla
 
 from __future__ import annotations
 
-import argparse
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
 from vidsim.common.files import atomic_path
 from vidsim.data.pairs import Pairs, read_pairs, write_pairs
@@ -64,9 +64,8 @@ def split_pairs(
             validate on.
     """
     if num_folds < 2 or not 0 <= fold < num_folds:
-        raise UserError(
-            f"fold {fold} of {num_folds}", field="fold", fix="give num_folds >= 2 and 0 <= fold < num_folds"
-        )
+        what = f"fold {fold} of {num_folds} folds cannot be"
+        raise UserError(what, field="fold", fix="give at least 2 folds, and a fold from 0 to the last")
     ends = _ends(pairs)
     everything = np.arange(len(pairs), dtype=np.int64)
     if method == "video_disjoint":
@@ -89,7 +88,7 @@ def split_pairs(
     train = rest[~touching]
     empty = np.array([], dtype=np.int64)
     split = Split(train, validation, rest[touching], _overlap(ends, train, validation), empty)
-    _check_not_empty({"train": train, "validation": validation}, len(pairs))
+    _check_not_empty({"train": train, "validation": validation}, pairs)
     return split
 
 
@@ -110,7 +109,7 @@ def split_fractions(pairs: Pairs, fractions: Sequence[float] = (0.7, 0.15, 0.15)
     if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise UserError(
             f"{' '.join(f'{share:g}' for share in fractions)} are not three shares above 0 that add up to 1",
-            field="fractions",
+            field="--fractions",
         )
     ends = _ends(pairs)
     parts: list[list[Indices]] = [[], [], []]
@@ -127,7 +126,7 @@ def split_fractions(pairs: Pairs, fractions: Sequence[float] = (0.7, 0.15, 0.15)
     train, validation, test = (np.sort(np.concatenate(part)) for part in parts)
     used = np.concatenate([train, validation, test])
     dropped = np.setdiff1d(np.arange(len(pairs), dtype=np.int64), used)
-    _check_not_empty({"train": train, "validation": validation, "test": test}, len(pairs))
+    _check_not_empty({"train": train, "validation": validation, "test": test}, pairs)
     return Split(train, validation, dropped, _overlap(ends, train, validation), test)
 
 
@@ -232,8 +231,8 @@ def _remainders(pairs: Pairs, num_folds: int) -> Indices:
         for row, id in enumerate(ids):
             if not (id.isascii() and id.isdecimal()):
                 raise UserError(
-                    f"{id!r:.40} is no whole number, and pair_or splits by id % num_folds",
-                    record=row,
+                    f"pair {row}: {id!r:.40} is no whole number, and pair_or splits by id % num_folds",
+                    file=pairs.name,
                     field=name,
                     fix="use video_disjoint",
                 )
@@ -241,19 +240,20 @@ def _remainders(pairs: Pairs, num_folds: int) -> Indices:
     return np.array(remainders, dtype=np.int64)
 
 
-def _check_not_empty(parts: dict[str, Indices], num_pairs: int) -> None:
+def _check_not_empty(parts: dict[str, Indices], pairs: Pairs) -> None:
     for name, part in parts.items():
         if not len(part):
             raise UserError(
-                f"no pair of {num_pairs:,} is left for {name}",
-                field="pairs",
-                fix="give more pairs, more folds, or another seed; a graph where all is linked cannot be cut",
+                f"no pair of {len(pairs):,} is left for {name}",
+                file=pairs.name,
+                fix="give more pairs, another number of folds, or another seed; where all videos are linked to each "
+                "other, no cut separates them",
             )
 
 
 def main(argv: list[str] | None = None) -> int:
     """`vidsim split`."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="vidsim split",
         description="Split labelled pairs so that no video stands in two parts; prints what is dropped.",
         epilog="example: vidsim split data/aiac/pairs.tsv --out data/split --fractions 0.7 0.15 0.15",
@@ -272,6 +272,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    if args.num_folds is not None and args.num_folds < 2:
+        raise UserError(f"{args.num_folds} is below 2", field="--num_folds")
     if args.method != "video_disjoint" and args.num_folds is None:
         raise UserError(f"{args.method} makes folds only", field="--method", fix="add --num_folds 5")
     pairs = read_pairs(args.pairs)

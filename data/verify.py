@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
 from vidsim.common.files import sha256_file
 from vidsim.common.progress import progress
@@ -207,7 +206,7 @@ def _verify_stream(batch: pa.RecordBatch, name: str, dim: int) -> Iterator[tuple
 
 def main(argv: list[str] | None = None) -> int:
     """`vidsim verify`."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="vidsim verify",
         description="Check a converted folder: digests, rows, ids, pairs, tags. Exit status 2 on a problem.",
         epilog="example: vidsim verify data/aiac",
@@ -219,14 +218,14 @@ def main(argv: list[str] | None = None) -> int:
     for result in verify_folder(args.folder, quiet=args.quiet):
         if isinstance(result, UserError):
             problems.append(result)
-            print(f"PROBLEM {result}", file=sys.stderr, flush=True)
+            print(f"PROBLEM {result}", flush=True)
         elif not args.quiet:
             print(f"OK {result}", flush=True)
     if problems:
         first = problems[0]
-        count = f"{len(problems):,} problem{'s' if len(problems) > 1 else ''} in all"
+        more = f" (the first of {len(problems):,} problems, which stand above)" if len(problems) > 1 else ""
         raise UserError(
-            f"{first.message} ({count})",
+            first.message + more,
             file=first.file,
             record=first.record,
             field=first.field,

@@ -184,6 +184,13 @@ class Trainer:
     def resume(self) -> bool:
         """Load the newest valid checkpoint, if there is one. Collective."""
         folder = checkpoint.newest_valid(self.checkpoints)
+        found = torch.tensor([_step_of(folder)], device=self.accelerator.device)
+        if len(set(self.accelerator.gather(found).tolist())) > 1:
+            raise UserError(
+                "the processes do not see the same newest checkpoint",
+                file=self.checkpoints,
+                fix="put the run folder on a disk that all machines share",
+            )
         if folder is None:
             return False
         state = checkpoint.load_checkpoint(folder, self.module, self.optimizer, self.ema)
@@ -217,9 +224,7 @@ class Trainer:
         progress = self.progress
         for name, value in metrics.items():
             if not _is_finite(value):
-                raise UserError(
-                    f"{name} is {value:g}", record=f"step {progress.step}", fix="lower the learning rate"
-                )
+                raise UserError(f"{name} is {value:g}", record=f"step {progress.step}", fix="lower the learning rate")
         progress.metrics = metrics
         self.reporter.log(progress.step, metrics)
         if self.hooks.select is None:
@@ -324,6 +329,10 @@ class Trainer:
 def weighted_sum(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> torch.Tensor:
     """Σ weight · loss."""
     return torch.stack([loss.float() * weights[name] for name, loss in losses.items()]).sum()
+
+
+def _step_of(folder: Path | None) -> int:
+    return -1 if folder is None else int(folder.name.removeprefix("step_").removesuffix(".replaced"))
 
 
 def _is_finite(value: float) -> bool:

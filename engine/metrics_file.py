@@ -27,9 +27,9 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
         try:
             line = json.loads(content)
         except json.JSONDecodeError as error:
-            raise UserError(f"is not JSON ({error})", file=file, record=f"line {number}") from error
+            raise UserError(f"is not JSON ({error})", file=file, record=number) from error
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            raise UserError("is not an object with a whole number", file=file, record=f"line {number}", field="step")
+            raise UserError("is not an object with a whole number", file=file, record=number, field="step")
         lines.append(line)
     return lines
 

@@ -7,7 +7,6 @@ Unknown keys and wrong types stop the run before anything else happens.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import jsonargparse
 
 from vidsim.common.errors import UserError
+from vidsim.engine.recipes import check_options, check_recipe, read_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +60,14 @@ def parse_settings(
     parser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a recipe (YAML); may be given several times, the last wins")
     parser.add_class_arguments(schema, nested_key=None, fail_untyped=True)
+    check_options(arguments, schema)
     for recipe in _recipes(arguments):
-        if not Path(recipe).is_file():
-            raise UserError(
-                "no such recipe", file=recipe, field="--config", fix="the shipped ones are in launch/recipes/"
-            )
+        check_recipe(read_recipe(recipe), schema, recipe)
     try:
         namespace = parser.parse_args(arguments)
         config = parser.instantiate(namespace)  # a part may refuse its values as it is made
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        raise _readable(str(error), parser, _recipes(arguments)) from error
+        raise _readable(str(error), _recipes(arguments)) from error
     resolved = schema(**{key: value for key, value in vars(config).items() if key != "config"})
     namespace.pop("config", None)
     return Settings(config=resolved, yaml=parser.dump(namespace, skip_validation=True))
@@ -92,16 +90,14 @@ def _spell_out_switches(arguments: list[str], schema: type) -> list[str]:
     return result
 
 
-def _readable(message: str, parser: jsonargparse.ArgumentParser, recipes: list[str]) -> UserError:
-    """One line out of jsonargparse's several, with the nearest known key for one that is unknown."""
-    text = " ".join(message.split()).replace("<unicode string>", "the recipe")
-    known = sorted({action.dest for action in parser._actions if action.dest})
-    unknown = re.search(r"(?:option|Option|arguments:|[Kk]ey) '?(?:--)?([\w.]+)'?(?: is not accepted)?", text)
-    fix = "see --help for the fields and their types"
-    if unknown and unknown[1] not in known:
-        leaf = unknown[1].split(".")[-1]
-        by_leaf = {name.split(".")[-1]: name for name in reversed(known)}
-        near = difflib.get_close_matches(leaf, by_leaf, n=1)
-        if near:
-            fix = f"did you mean '{by_leaf[near[0]]}'? (all fields: --help)"
-    return UserError(text, file=", ".join(recipes) or None, fix=fix)
+def _readable(message: str, recipes: list[str]) -> UserError:
+    """One line out of jsonargparse's several, for what `engine.recipes` leaves to it."""
+    text = " ".join(message.split())
+    if missing := re.search(r"required: (.+)", text):
+        options = ", ".join(f"--{name.strip()}" for name in missing[1].split(","))
+        return UserError(
+            f"{options}: not given",
+            file=", ".join(recipes) or None,
+            fix="set them in a recipe (--config) or as options",
+        )
+    return UserError(text, file=", ".join(recipes) or None, fix="see --help for the settings and their types")

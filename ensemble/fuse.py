@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
 from vidsim.data.embeddings import Embeddings, read_embeddings, write_embeddings
 from vidsim.data.pairs import read_pairs
@@ -127,8 +128,8 @@ def _describe(projection: Projection) -> str:
     return "\n".join(lines)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="vidsim ensemble",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

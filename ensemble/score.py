@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
 from vidsim.common.files import write_json
 from vidsim.data.embeddings import Embeddings, read_embeddings, shown
@@ -266,8 +267,8 @@ def _brackets(interval: tuple[float, float] | None, sign: str = "") -> str:
     return f"[{interval[0]:{sign}.4f}, {interval[1]:{sign}.4f}]" if interval else ""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="vidsim score",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

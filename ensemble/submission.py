@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
 from vidsim.common.files import atomic_path
 from vidsim.data.embeddings import Embeddings, positions, read_embeddings, shown
@@ -195,8 +196,8 @@ def _vector(value: Any) -> tuple[str | None, Float64 | None]:
     return (None if 0 < norm < np.inf else "with a vector of norm 0 or infinity"), vector
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="vidsim submit",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -12,6 +12,7 @@ from vidsim.engine.ema import EmaConfig
 from vidsim.engine.loop import LoopConfig
 from vidsim.engine.optimizer import OptimizerConfig
 from vidsim.engine.schedule import ScheduleConfig
+from vidsim.engine.trackers import check_trackers
 from vidsim.finetune.tasks.similarity import SimilarityConfig
 
 
@@ -52,6 +53,8 @@ class PairDataConfig:
             raise UserError(f"{self.fold} is not within 0 and {self.num_folds - 1}", field="data.fold")
         if len(self.score_range) != 2 or self.score_range[0] >= self.score_range[1]:
             raise UserError(f"{self.score_range} is not [lowest, highest]", field="data.score_range")
+        if self.seed < 0:
+            raise UserError(f"{self.seed} is below 0", field="data.seed")
         if not self.videos:
             raise UserError("no data set folder is given", field="data.videos")
         if self.split == "none" and self.validation is not None:
@@ -107,8 +110,11 @@ class FinetuneConfig:
         """
         for part in (self.data, self.task, self.optimizer, self.schedule, self.loop):
             part.validate()
-        if self.num_epochs <= 0:
+        check_trackers(self.trackers)
+        if not self.num_epochs > 0:
             raise UserError(f"{self.num_epochs} is not above 0", field="num_epochs")
+        if self.seed < 0:
+            raise UserError(f"{self.seed} is below 0", field="seed")
         for extra in (self.ema, self.fgm):
             if extra is not None:
                 extra.validate()
@@ -118,5 +124,12 @@ class FinetuneConfig:
             )
         if (self.task.distill_weight > 0) != (self.data.teacher is not None):
             raise UserError("data.teacher and task.distill_weight go together", field="task.distill_weight")
+        low, high = self.data.score_range
+        if self.task.kl_weight > 0 and self.task.label == "raw" and (low < 0 or high > 1):
+            raise UserError(
+                f"with raw labels from {low:g} to {high:g} there is no KL divergence: they are no probabilities",
+                field="task.kl_weight",
+                fix="set task.label to rank or quantile",
+            )
         if not Path(self.init_from).is_dir():
             raise UserError("no such folder", file=self.init_from, field="init_from", fix="pretrain first")

@@ -31,12 +31,16 @@ def main(argv: list[str] | None = None) -> int:
     checkpoint = checkpoint_of(Path(options.checkpoint))
     opened = [open_videos(folder) for folder in options.data]
     videos = concat_videos(opened) if len(opened) > 1 else opened[0]
-    rows = videos.rows_of(read_ids(options.ids)) if options.ids else np.arange(len(videos))
+    rows = videos.rows_of(read_ids(options.ids), asked_by=options.ids) if options.ids else np.arange(len(videos))
+    weights = checkpoint / "model.safetensors"
+    if not weights.is_file():
+        raise UserError("holds no model.safetensors", file=checkpoint, fix="name a folder below checkpoints/")
     metadata = {
-        "model": sha256_file(checkpoint / "model.safetensors"),
+        "model": sha256_file(weights),
         "data": videos.fingerprint(),
         "ids": sha256_file(options.ids) if options.ids else None,
         "vector": options.vector,
+        "precision": options.precision,
         "normalized": True,
     }
     num_rows = embed(
@@ -125,29 +129,34 @@ def embed(
     Raises:
         UserError: The data set does not fit the checkpoint, or a vector is not finite.
     """
-    if batch_size < 1:
-        raise UserError(f"{batch_size} is below 1", field="--batch_size")
+    for name, value, minimum in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+        if value < minimum:
+            raise UserError(f"{value} is below {minimum}", field=f"--{name}")
     encoder, processor = load_encoder(checkpoint)
     check_streams_match(encoder.config, videos.streams, checkpoint)
     accelerator = make_accelerator("bf16" if precision == "bf16" else "fp32")
+    if accelerator.num_processes > 1:
+        raise UserError("would be written by several processes at once", file=out, fix="start one process")
     encoder.to(accelerator.device).eval()
     dim = encoder.config.embedding_dim if vector == "embedding" else encoder.config.hidden_size
     with EmbeddingWriter(out, dim, metadata, num_rows=len(rows), overwrite=overwrite) as writer:
         done = writer.num_done
         if done:
             print(f"{out}: {done:,} of {len(rows):,} are there already", file=sys.stderr)
-        batches = [
-            [(0, int(row)) for row in rows[start : start + batch_size]] for start in range(done, len(rows), batch_size)
-        ]
+        # A run that goes on forms the batches of the straight run, whose padding decides the last bits.
+        starts = range(done // batch_size * batch_size, len(rows) if done < len(rows) else 0, batch_size)
+        batches = [[(0, int(row)) for row in rows[start : start + batch_size]] for start in starts]
         loader = DataLoader(
             VideoRows(videos), batch_sampler=batches, collate_fn=EmbedCollator(processor), num_workers=num_workers
         )
-        for batch in progress(loader, total=len(batches), desc="embed", unit="batches"):
+        shown = progress(loader, total=len(batches), desc="embed", unit="batches")
+        for start, batch in zip(starts, shown, strict=True):
             with accelerator.autocast():
                 output = encoder(**encoder.inputs_of(to_device(batch, accelerator.device)))
             vectors = output.embedding if vector == "embedding" else encoder.hidden_mean(output)
             normalized = torch.nn.functional.normalize(vectors.float(), dim=-1)
-            writer.write(batch[schema.ROW_IDS], normalized.cpu().numpy())
+            new = slice(max(0, done - start), None)
+            writer.write(batch[schema.ROW_IDS][new], normalized[new].cpu().numpy())
         return writer.num_done
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,7 @@ from vidsim.engine.settings import parse_settings
 from vidsim.engine.source import checkpoint_of
 from vidsim.finetune.config import FinetuneConfig
 from vidsim.finetune.tasks.similarity import PairCollator, PairRows, SimilarityModule, evaluate_pairs, pair_labels
-from vidsim.modeling.build import load_encoder, save_encoder
+from vidsim.modeling.build import check_streams_match, load_encoder, save_encoder
 from vidsim.modeling.model_card import write_model_card
 from vidsim.modeling.parameters import HEADS, layer_numbers
 from vidsim.modeling.processor import VideoTextProcessor
@@ -79,8 +80,9 @@ def main(argv: list[str] | None = None) -> int:
         device=str(accelerator.device),
         is_main_process=accelerator.is_main_process,
     )
-    with run:
-        result = finetune(config, data, run, accelerator)
+    # Closed however the run ends, so that a failed one still has its page and flushes its trackers.
+    with run, closing(Reporter(run, config.trackers, enabled=accelerator.is_main_process)) as reporter:
+        result = finetune(config, data, run, reporter, accelerator)
     if result.interrupted and accelerator.is_main_process:
         print(f"stopped at step {result.step}; go on with --resume", file=sys.stderr)
     return 130 if result.interrupted else 0
@@ -109,6 +111,12 @@ def open_pairs(config: FinetuneConfig) -> PairData:
         train_pairs, validation = pairs.take(split.train), pairs.take(split.validation)
         lines.append(describe(split, pairs))
     videos.rows_of([*train_pairs.id1, *train_pairs.id2, *validation.id1, *validation.id2])
+    if len(np.unique(validation.score)) < 2:
+        raise UserError(
+            "all validation scores are equal: no ranking to agree with",
+            file=options.validation or options.pairs,
+            field="score",
+        )
     teacher = None
     if options.teacher is not None:
         embeddings = read_embeddings(options.teacher)
@@ -152,18 +160,20 @@ def pair_batches(
     return step_batches(rows, sampler, collator, num_workers=config.loop.num_workers, seed=config.seed)
 
 
-def finetune(config: FinetuneConfig, data: PairData, run: RunFolder, accelerator: Accelerator) -> TrainResult:
+def finetune(
+    config: FinetuneConfig, data: PairData, run: RunFolder, reporter: Reporter, accelerator: Accelerator
+) -> TrainResult:
     """Build everything and train. Collective."""
     seed_everything(config.seed)
     source = checkpoint_of(Path(config.init_from))
     encoder, processor = load_encoder(source, pooling=config.pooling, reset_projection=config.reset_projection)
+    check_streams_match(encoder.config, data.videos.streams, source)
     module = SimilarityModule(encoder, config.task, num_tags=data.tags.size if data.tags else 0, seed=config.seed).to(
         accelerator.device
     )
     layers, num_layers = layer_numbers(module, encoder)
     heads = tuple(config.optimizer.head_parameters or HEADS)
     groups = parameter_groups(module, config.optimizer, lambda name: name.startswith(heads), layers.get, num_layers)
-    reporter = Reporter(run, config.trackers, enabled=accelerator.is_main_process)
     reporter.note([*banner_lines(accelerator), *describe_groups(groups), f"initial weights: {source}", *data.lines])
 
     def evaluate() -> dict[str, float]:
@@ -209,7 +219,6 @@ def finetune(config: FinetuneConfig, data: PairData, run: RunFolder, accelerator
         batches=partial(pair_batches, config, rows, collator, accelerator, total),
     )
     result = train(trainer, [stage], to_device)
-    reporter.close()
     reporter.note([describe_result(result), f"best checkpoint: {run.checkpoints / 'best'}"])
     accelerator.wait_for_everyone()
     return result

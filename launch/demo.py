@@ -37,7 +37,7 @@ CONDITIONS = ("scratch", "pretrained")
 
 def main(argv: list[str] | None = None) -> int:
     """Run everything."""
-    parser = argparse.ArgumentParser(prog="python -m vidsim.launch.demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="vidsim demo", description=__doc__)
     parser.add_argument(
         "--jobs", type=int, default=min(2 * len(MODELS), os.cpu_count() or 1), help="trainings at a time"
     )

@@ -13,6 +13,7 @@ from vidsim.engine.balance import BalanceConfig
 from vidsim.engine.loop import LoopConfig
 from vidsim.engine.optimizer import OptimizerConfig
 from vidsim.engine.schedule import ScheduleConfig
+from vidsim.engine.trackers import check_trackers
 from vidsim.modeling.build import ModelConfig
 from vidsim.modeling.objectives.contrastive import ContrastiveConfig
 from vidsim.modeling.objectives.mfm import MfmConfig
@@ -65,15 +66,18 @@ class DataConfig:
             where = f"data.stages[{number}]"
             if not stage.data:
                 raise UserError("no data set folder is given", field=f"{where}.data")
-            if stage.num_epochs <= 0:
+            if not stage.num_epochs > 0:
                 raise UserError(f"{stage.num_epochs} is not above 0", field=f"{where}.num_epochs")
         for name in ([self.tags] if self.tags else []) + self.exclude:
             if self.bundled_sample is None and not Path(name).is_file():
                 raise UserError("no such file", file=name, field="data.tags / data.exclude")
         if not 0 <= self.held_out_fraction < 1:
             raise UserError(f"{self.held_out_fraction} is not within 0 and 1", field="data.held_out_fraction")
-        if self.num_tags < 1:
-            raise UserError(f"{self.num_tags} is below 1", field="data.num_tags")
+        if not self.epoch_scale > 0:
+            raise UserError(f"{self.epoch_scale} is not above 0", field="data.epoch_scale")
+        for name in ("num_tags", "min_tag_count", "held_out_max_rows"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{getattr(self, name)} is below 1", field=f"data.{name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +110,13 @@ class ProbeConfig:
     """File of pairs."""
     max_pairs: int = 5_000
     """The first so many pairs are used."""
+
+    def validate(self) -> None:
+        """Refuse too few pairs for a correlation."""
+        if not self.data:
+            raise UserError("no data set folder is given", field="probe.data")
+        if self.max_pairs < 2:
+            raise UserError(f"{self.max_pairs} is below 2", field="probe.max_pairs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +166,22 @@ class PretrainConfig:
             part.validate()
         self.balance.validate()
         self.loop.validate()
+        if self.probe is not None:
+            self.probe.validate()
+        if self.seed < 0:
+            raise UserError(f"{self.seed} is below 0", field="seed")
+        check_trackers(self.trackers)
         objectives = self.objectives
-        if not any((objectives.vtc, objectives.mlm, objectives.mfm, objectives.vtm, objectives.contrastive)):
+        active = {name: objective for name, objective in vars(objectives).items() if objective is not None}
+        if not active:
             raise UserError("every objective is null", field="objectives", fix="train at least one")
+        for name, objective in active.items():
+            if not objective.weight > 0:
+                raise UserError(
+                    f"{objective.weight} is not above 0",
+                    field=f"objectives.{name}.weight",
+                    fix=f"set objectives.{name} to null to leave it out",
+                )
         two_sided = objectives.vtm or objectives.contrastive
         if two_sided and not (self.model.use_text and self.model.use_frames):
             raise UserError("vtm and contrastive need text and frames", field="objectives")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -32,7 +33,7 @@ from vidsim.engine.reporting import Reporter
 from vidsim.engine.run_folder import RunFolder
 from vidsim.engine.seeding import seed_everything
 from vidsim.engine.settings import parse_settings
-from vidsim.modeling.build import build_encoder, build_processor, save_encoder
+from vidsim.modeling.build import build_encoder, build_processor, check_streams_match, save_encoder
 from vidsim.modeling.initialization import LoadReport, load_mlm_head
 from vidsim.modeling.model_card import write_model_card
 from vidsim.modeling.objectives.mlm import MlmObjective
@@ -67,8 +68,9 @@ def main(argv: list[str] | None = None) -> int:
         device=str(accelerator.device),
         is_main_process=accelerator.is_main_process,
     )
-    with run:
-        result = pretrain(config, corpus, probe, run, accelerator)
+    # Closed however the run ends, so that a failed one still has its page and flushes its trackers.
+    with run, closing(Reporter(run, config.trackers, enabled=accelerator.is_main_process)) as reporter:
+        result = pretrain(config, corpus, probe, run, reporter, accelerator)
     if result.interrupted and accelerator.is_main_process:
         print(f"stopped at step {result.step}; go on with --resume", file=sys.stderr)
     return 130 if result.interrupted else 0
@@ -97,6 +99,8 @@ def open_probe(config: PretrainConfig) -> tuple[Corpus, Pairs] | None:
     corpus = open_corpus(config.probe.data, excluded=set(), held_out_fraction=0.0)
     pairs = read_pairs(config.probe.pairs)
     pairs = pairs.take(range(min(len(pairs), config.probe.max_pairs)))
+    if len(np.unique(pairs.score)) < 2:
+        raise UserError("all scores are equal: no ranking to agree with", file=config.probe.pairs, field="score")
     corpus.videos.rows_of([*pairs.id1, *pairs.id2])  # names the missing ones now, not after the first epoch
     return corpus, pairs
 
@@ -162,11 +166,11 @@ def pretrain(
     corpus: Corpus,
     probe: tuple[Corpus, Pairs] | None,
     run: RunFolder,
+    reporter: Reporter,
     accelerator: Accelerator,
 ) -> TrainResult:
     """Build everything and train. Collective."""
     seed_everything(config.seed)
-    reporter = Reporter(run, config.trackers, enabled=accelerator.is_main_process)
     reporter.note([*banner_lines(accelerator), *describe(config, corpus, accelerator.num_processes)])
     with accelerator.main_process_first():
         # The first process keeps what an unfinished run left only if it goes on with it; the others take its files.
@@ -204,7 +208,6 @@ def pretrain(
     if config.resume and trainer.resume():
         reporter.note([f"resumed at step {trainer.progress.step:,}"])
     result = train(trainer, stage_batches(config, corpus, collator, accelerator), to_device)
-    reporter.close()
     reporter.note([describe_result(result), f"best checkpoint: {run.checkpoints / 'best'}"])
     accelerator.wait_for_everyone()
     return result
@@ -240,6 +243,15 @@ def make_hooks(
             field="data.held_out_fraction",
             fix="raise it, or set a probe",
         )
+    if 0 < min(len(held_out), batch_size) < accelerator.num_processes:
+        raise UserError(
+            f"{len(held_out)} held-out rows, {batch_size} at a time, on {accelerator.num_processes} processes: "
+            "one of them would have none",
+            field="data.held_out_fraction",
+            fix="raise it, or loop.eval_batch_size",
+        )
+    if probe is not None:
+        check_streams_match(module.encoder.config, probe[0].videos.streams, Path(config.output_dir))
 
     def evaluate() -> dict[str, float]:
         metrics: dict[str, float] = {}

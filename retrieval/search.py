@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
 from vidsim.data.arrow import open_videos
 from vidsim.data.embeddings import Embeddings, read_embeddings, shown
@@ -160,8 +161,8 @@ def read_titles(folder: str, ids: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="vidsim search",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from vidsim.common.errors import UserError
+from vidsim.common.errors import UserError, record_name
 from vidsim.common.files import atomic_path, sha256_file
 from vidsim.common.progress import progress
 from vidsim.data import schema
@@ -141,7 +141,7 @@ class TableConversion:
             raise error.at(self.rows, number) from None
         if (earlier := self._lines.get(video[schema.ID])) is not None:
             raise UserError(
-                f"the id {video[schema.ID]!r} stands already in record {earlier}",
+                f"the id {video[schema.ID]!r} stands already in {record_name(earlier, self.rows)}",
                 file=self.rows,
                 record=number,
                 field=self.columns.id,

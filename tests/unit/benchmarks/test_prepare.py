@@ -101,8 +101,9 @@ def test_prepares_msvd(tmp_path: Path) -> None:
 def test_prepares_emoji(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    item = {"title_en": "cat", "title_zh": "猫", "tags_en": ["pet"], "tags_zh": ["宠物"], "category_id": 4}
-    _lines(source / "items.jsonl", [item | {"id": id, "phrases_en": ["a cat", "a pet"]} for id in ("1", "2")])
+    item = {"title_en": "cat", "title_zh": "猫", "tags_en": ["pet"], "tags_zh": ["宠物", "猫"], "category_id": 4}
+    item |= {"subgroup_en": "mammal", "subgroup_zh": "哺乳", "group_en": "animals", "group_zh": "动物"}
+    _lines(source / "items.jsonl", [item | {"id": id, "phrases_en": ["a cat", "pet"]} for id in ("1", "2")])
     (source / "pairs_human_dev.tsv").write_text("id1\tid2\thuman_score_0_4\tmore\n2\t1\t3.0\tx\n")
     features = [(id, np.ones((1, 3), np.float16)) for id in ("1", "2")]
     write_stack(source / "f.npy", features, dim=3, extractor="net")
@@ -111,18 +112,18 @@ def test_prepares_emoji(tmp_path: Path) -> None:
     english, chinese = open_videos(out / "en")[0], open_videos(out / "zh")[0]
     assert (english["title"], english["asr"], english["tags"], english["category"]) == (
         "cat",
-        "a cat a pet",
+        "pet, mammal, animals, a cat",
         ["pet"],
         4,
     )
-    assert (chinese["title"], chinese["asr"], chinese["tags"]) == ("猫", "", ["宠物"])
+    assert (chinese["title"], chinese["asr"], chinese["tags"]) == ("猫", "宠物，哺乳，动物", ["宠物", "猫"])
     assert read_pairs(out / "pairs.tsv").score.tolist() == [0.75]
     assert (out / "pair_ids.txt").read_text() == "1\n2\n"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("a\tb\n", "needs the columns"), ("id1\tid2\thuman_score_0_4\na\tb\t4.5\n", "record 2: 4.5 is not within 0 to 4")],
+    [("a\tb\n", "needs the columns"), ("id1\tid2\thuman_score_0_4\na\tb\t4.5\n", "2: 4.5 is not within 0 to 4")],
 )
 def test_bad_human_scores_are_named(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "pairs.tsv").write_text(content)

@@ -40,14 +40,14 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_entry(refuse, []) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "error: pairs.tsv, record 3, field 'score': is not a number. Fix: mend the line\n"
+    assert err == "error: pairs.tsv, line 3, field 'score': is not a number. Fix: mend the line\n"
 
 
 def test_debug_shows_the_traceback_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_entry(refuse, ["--debug"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("Traceback")
-    assert lines[-1].startswith("error: pairs.tsv, record 3")
+    assert lines[-1].startswith("error: pairs.tsv, line 3")
 
 
 def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

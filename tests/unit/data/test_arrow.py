@@ -93,7 +93,7 @@ def test_rows_of(write_data_set: Write, rows: Rows) -> None:
 
 def test_rows_of_names_missing_ids(write_data_set: Write, rows: Rows) -> None:
     videos = open_videos(write_data_set(rows))
-    with pytest.raises(UserError, match=r"7 of 8 ids are not in this data set, first x0, x1, x2, x3, x4\."):
+    with pytest.raises(UserError, match=r"7 of 8 videos are not in .*, first x0, x1, x2, x3, x4\."):
         videos.rows_of(["v1", *(f"x{number}" for number in range(7))])
 
 
@@ -150,7 +150,7 @@ def test_concat_refuses_nothing_other_streams_and_shared_ids(write_data_set: Wri
     with pytest.raises(UserError, match="no data set"):
         concat_videos([])
     wide = write_data_set([{"id": "w"}], "wide", streams={"frames": 8})
-    with pytest.raises(UserError, match=r"wide, field 'streams': has streams .*8.* but first has .*4"):
+    with pytest.raises(UserError, match=r"wide, field 'streams': has frames of width 8.* but .*first has frames of width 4"):
         concat_videos([first, open_videos(wide)])
     shared = open_videos(write_data_set([{"id": "w"}, {"id": "v2"}], "shared"))
     with pytest.raises(

@@ -165,7 +165,7 @@ def test_pair_or_takes_large_ids_and_refuses_text() -> None:
     big = 9_223_372_036_854_775_805  # % 5 == 0, more than a float can tell apart
     pairs = Pairs([str(big), str(big + 1)], [str(big - 5), "3"], np.array([0.0, 1.0]))
     assert split_pairs(pairs, "pair_or", 0, 5).validation.tolist() == [0]
-    with pytest.raises(UserError, match="record 1, field 'id2': 'v3' is no whole number"):
+    with pytest.raises(UserError, match="field 'id2': pair 1: 'v3' is no whole number"):
         split_pairs(Pairs(["1", "2"], ["3", "v3"], np.array([0.0, 1.0])), "pair_or")
 
 

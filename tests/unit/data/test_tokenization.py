@@ -122,7 +122,7 @@ def test_loads_a_vocabulary_file(tmp_path: Path) -> None:
     ("lines", "message"),
     [
         ([*SPECIAL_TOKENS[:4], "a"], r"lacks \[MASK\]"),
-        ([*SPECIAL_TOKENS, "a", "b", "a"], "record 8: the token 'a' stands already in line 6"),
+        ([*SPECIAL_TOKENS, "a", "b", "a"], "line 8: the token 'a' stands already in line 6"),
     ],
 )
 def test_a_bad_vocabulary_file_is_named(lines: list[str], message: str, tmp_path: Path) -> None:

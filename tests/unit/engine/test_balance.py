@@ -60,5 +60,5 @@ def test_state_goes_round() -> None:
 
 
 def test_cadence_below_one_is_refused() -> None:
-    with pytest.raises(UserError, match="balance.every_steps"):
+    with pytest.raises(UserError, match=r"balance\.every_steps"):
         BalanceConfig(every_steps=0).validate()

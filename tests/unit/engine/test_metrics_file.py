@@ -29,7 +29,7 @@ def test_a_last_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
 def test_any_other_line_that_is_damaged_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl, record line 2"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2"):
         read_metrics(file)
 
 

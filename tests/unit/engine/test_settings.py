@@ -75,11 +75,11 @@ def test_optional_parts_can_be_set_and_unset() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("part: {rte: 1}", "did you mean 'part.rate'"),
-        ("prat: {rate: 1}", "did you mean 'part.rate'"),
+        ("part: {rte: 1}", "did you mean part.rate?"),
+        ("prat: {rate: 1}", "did you mean part?"),
         ("part: {rate: fast}", "part.rate"),
         ("part: {kind: c}", "part.kind"),
-        ("part: [", "Problems parsing config"),
+        ("part: [", "line 1: is not valid YAML"),
     ],
 )
 def test_a_broken_recipe_is_named_with_the_fix(tmp_path: Path, text: str, expected: str) -> None:
@@ -103,3 +103,29 @@ def test_the_resolved_configuration_reads_back_equal(recipe: Path, tmp_path: Pat
     copy.write_text(settings.yaml, encoding="utf-8")
     assert parse("--config", str(copy)) == settings.config
     assert set(yaml.safe_load(settings.yaml)) == {"part", "maybe", "names", "resume"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picky:
+    """A part that refuses values as it is made."""
+
+    width: int = 1
+    """How wide."""
+
+    def __post_init__(self) -> None:
+        """Refuse."""
+        if self.width < 1:
+            raise ValueError(f"width must be above 0, not {self.width}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One part or none."""
+
+    picky: Picky | None = None
+    """A part."""
+
+
+def test_what_a_part_refuses_as_it_is_made_is_an_error_of_the_user() -> None:
+    with pytest.raises(UserError, match="width must be above 0, not -1"):
+        parse_settings(Choice, ["--picky.width", "-1"], prog="x", description="d")

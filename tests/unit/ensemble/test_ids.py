@@ -21,9 +21,9 @@ def test_text_file(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("", "holds no ids"),
-        ("a\n\nb\n", "record 2: '' is not one id"),
-        ("a\nb\t1\n", "record 2"),
-        ("a\n b\n", "record 2"),
+        ("a\n\nb\n", "line 2: '' is not one id"),
+        ("a\nb\t1\n", "line 2"),
+        ("a\n b\n", "line 2"),
         ("a\nb\na\n", "1 ids occur more than once: a"),
     ],
 )

@@ -181,7 +181,7 @@ def test_group_without_a_score_is_said(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(UserError, match="2 videos of the pairs have no group: c, d"):
         main(arguments)
     (tmp_path / "g.tsv").write_text("a\tx\na\tx\n")
-    with pytest.raises(UserError, match="record 2: the id a stands twice"):
+    with pytest.raises(UserError, match="line 2: the id a stands twice"):
         main(arguments)
 
 

@@ -260,7 +260,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     write_embeddings("other", emb.ids, -emb.vectors[::-1])
     assert run("--check result.zip --ids ids.txt other") == 0
     assert "more than rounding" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="--out needs the embeddings to write"):
         run("--ids ids.txt --out result.zip")
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="one of the arguments --out --check is required"):
         run("emb --ids ids.txt")

@@ -64,7 +64,7 @@ def test_tag_list(tmp_path: Path) -> None:
         (6, "the tag 7 stands already in line 2"),
         (8, "'٣' is no tag id, which is a whole number"),
     ]
-    with pytest.raises(UserError, match="record 3, field 'tag': is blank"):
+    with pytest.raises(UserError, match="line 3, field 'tag': is blank"):
         read_tag_list(path, raise_it)
 
 

@@ -74,7 +74,7 @@ def test_a_bad_cell_is_named(row: dict[str, Any], column: str) -> None:
     with pytest.raises(CellError) as caught:
         columns().convert(row)
     assert caught.value.column == column
-    assert str(caught.value.at("videos.csv", 9)).startswith(f"videos.csv, record 9, field '{column}': ")
+    assert str(caught.value.at("videos.csv", 9)).startswith(f"videos.csv, line 9, field '{column}': ")
 
 
 def test_knows_whether_there_are_tags_at_all() -> None:

@@ -126,9 +126,9 @@ def test_a_bad_index_is_named(index: Any, message: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("a\t0\n", "record 1: must be id, start, count"),
-        ("a\t0\t1\na\t1\t1\n", "record 2: the id 'a' stands twice"),
-        ("a\t0\t-1\n", "record 1: must be id, start, count"),
+        ("a\t0\n", "line 1: must be id, start, count"),
+        ("a\t0\t1\na\t1\t1\n", "line 2: the id 'a' stands twice"),
+        ("a\t0\t-1\n", "line 1: must be id, start, count"),
         ("a\t3\t1\n", "record a: rows 3 to 4 of an array that has 3"),
     ],
 )

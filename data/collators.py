@@ -25,7 +25,10 @@ class Processor(Protocol):
     """What a collator needs of `modeling.processor.VideoTextProcessor`."""
 
     tokenizer: Any
-    streams: Mapping[str, Any]
+
+    @property
+    def streams(self) -> Mapping[str, Any]:
+        """What is read, by the stream's name."""
 
     def __call__(
         self,

@@ -30,6 +30,8 @@ class TokenizerConfig:
         """Refuse a vocabulary with room for special tokens only."""
         if self.vocab_size < 16:
             raise UserError(f"{self.vocab_size} is below 16", field="tokenizer.vocab_size")
+        if self.path is not None and not Path(self.path).exists():
+            raise UserError("no such file or folder", file=self.path, field="tokenizer.path")
 
 
 def corpus_tokenizer(

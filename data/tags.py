@@ -122,9 +122,9 @@ class TagVocabulary:
         if not len(table):
             raise UserError(
                 f"no tag occurs {min_count} times or more" if len(flat) else "the videos have no tags",
-                file=videos.name,
+                file=videos.place,
                 field=schema.TAGS,
-                fix="lower min_count, or train without tag classification",
+                fix=("lower the least count, or " if len(flat) else "") + "train without tag classification",
             )
         return cls(tuple(table["tag"].to_pylist()), tuple(table["count"].to_pylist()))
 

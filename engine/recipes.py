@@ -19,6 +19,8 @@ import yaml
 from vidsim.common.errors import UserError
 
 _FLAGS = ("-h", "--help", "--print_config")
+_UNKNOWN = "no such setting"
+_MISSING = object()
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError("no such recipe", file=path, field="--config", fix="the shipped ones are in launch/recipes/")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)  # noqa: S506  (a SafeLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except UnicodeDecodeError as error:
         raise UserError(f"is not UTF-8 text (byte {error.start})", file=path) from None
     except yaml.MarkedYAMLError as error:
@@ -68,21 +70,19 @@ def check_options(arguments: Sequence[str], schema: type) -> None:
             continue
         if not word.startswith("--"):
             raise UserError(f"{word!r:.60} belongs to no option", fix="write --name value")
-        if not is_given and (value := next(words, "--")).startswith("--"):
-            raise UserError("needs a value", field=name)
-        if name == "--config":
-            continue
-        content = _parsed(value)
-        for key in reversed(name.removeprefix("--").removesuffix("+").split(".")):
-            content = {key: content}
-        if name.endswith("+"):  # appends to a list, so the value is one element or several
-            continue
-        for path, problem, fix in _problems(content, schema, schema):
-            problem = "no such option" if problem == _UNKNOWN else problem
-            raise UserError(problem, field=f"--{path}", fix=fix.replace("did you mean ", "did you mean --"))
-
-
-_UNKNOWN = "no such setting"
+        is_missing = not is_given and (value := next(words, "--")).startswith("--")
+        if name != "--config":
+            is_judged = not (is_missing or name.endswith("+"))  # `--names+ a` appends to a list
+            content = _parsed(value) if is_judged else _MISSING
+            for key in reversed(name.removeprefix("--").removesuffix("+").split(".")):
+                content = {key: content}
+            for path, problem, fix in _problems(content, schema, schema):
+                if problem == _UNKNOWN:
+                    raise UserError("no such option", field=f"--{path}", fix=fix.replace("mean ", "mean --"))
+                if is_judged:
+                    raise UserError(problem, field=f"--{path}", fix=fix)
+        if is_missing:
+            raise UserError("needs a value", field=name, fix="--help explains it")
 
 
 def _problems(content: Any, schema: type, root: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
@@ -136,6 +136,13 @@ def _wrong_value(value: Any, hint: Any) -> str | None:
         return None if _reads_as(float, value) else "is not a number"
     if hint is bool:
         return None if isinstance(value, bool) else "is not true or false"
+    if hint is str:
+        return "is not text" if isinstance(value, list | dict) or value is None else None
+    if typing.get_origin(hint) is tuple:
+        kinds = typing.get_args(hint)
+        if not isinstance(value, list) or len(value) != len(kinds):
+            return f"is not a list of {len(kinds)}"
+        return next(filter(None, map(_wrong_value, value, kinds)), None)
     return None
 
 
@@ -193,7 +200,7 @@ def _shown(value: Any) -> str:
 
 def _parsed(value: str) -> Any:
     try:
-        return yaml.load(value, _StrictLoader)  # noqa: S506  (a SafeLoader)
+        return yaml.load(value, _StrictLoader)
     except yaml.YAMLError:
         return value
 

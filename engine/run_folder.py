@@ -86,8 +86,8 @@ class RunFolder:
     ) -> RunFolder:
         """Make the folder, or go on in one that holds checkpoints of the same run.
 
-        A run that died before its first checkpoint has nothing to lose: with the same configuration it is
-        started anew. (With another one, files made for the old one would be taken for the new.)
+        A run that died before its first checkpoint has nothing to lose: it is started anew, with the same
+        configuration or with one that was mended.
 
         Args:
             path: The folder.
@@ -148,13 +148,11 @@ class RunFolder:
                     field="output_dir",
                     fix="add --resume true to go on with it, or choose another --output_dir",
                 )
-            _check_same(config_file, self.config_yaml, fix="resume with the old values, or ")
+            _check_same(config_file, self.config_yaml)
             previous = read_json(environment_file)
             earlier = [*previous.pop("earlier_starts", []), previous]
             self.run_id = previous.pop("run_id", "")
         else:
-            if config_file.exists():
-                _check_same(config_file, self.config_yaml, fix="delete the folder, which holds no checkpoint, or ")
             self.metrics.unlink(missing_ok=True)
         self.run_id = self.run_id or secrets.token_hex(4)
         with atomic_path(config_file) as temporary:
@@ -221,7 +219,7 @@ def describe_environment(world_size: int, device: str) -> dict[str, Any]:
     }
 
 
-def _check_same(config_file: Path, config_yaml: str, *, fix: str) -> None:
+def _check_same(config_file: Path, config_yaml: str) -> None:
     try:
         old = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -234,7 +232,7 @@ def _check_same(config_file: Path, config_yaml: str, *, fix: str) -> None:
         raise UserError(
             f"the run was started with another configuration; {'; '.join(changed[:8])}{more}",
             file=config_file,
-            fix=f"{fix}start in another --output_dir",
+            fix="resume with the old values, or start in another --output_dir",
         )
 
 

@@ -70,7 +70,7 @@ def parse_settings(
         raise _readable(str(error), _recipes(arguments)) from error
     resolved = schema(**{key: value for key, value in vars(config).items() if key != "config"})
     namespace.pop("config", None)
-    return Settings(config=resolved, yaml=parser.dump(namespace, skip_validation=True))
+    return Settings(config=resolved, yaml=parser.dump(namespace, skip_validation=True, skip_unset=False))
 
 
 def _recipes(arguments: Sequence[str]) -> list[str]:

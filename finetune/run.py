@@ -110,7 +110,8 @@ def open_pairs(config: FinetuneConfig) -> PairData:
         split = split_pairs(pairs, options.split, options.fold, options.num_folds, options.seed)
         train_pairs, validation = pairs.take(split.train), pairs.take(split.validation)
         lines.append(describe(split, pairs))
-    videos.rows_of([*train_pairs.id1, *train_pairs.id2, *validation.id1, *validation.id2])
+    for part in (train_pairs, validation):
+        videos.rows_of([*part.id1, *part.id2], asked_by=part.name)
     if len(np.unique(validation.score)) < 2:
         raise UserError(
             "all validation scores are equal: no ranking to agree with",

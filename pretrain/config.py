@@ -68,9 +68,14 @@ class DataConfig:
                 raise UserError("no data set folder is given", field=f"{where}.data")
             if not stage.num_epochs > 0:
                 raise UserError(f"{stage.num_epochs} is not above 0", field=f"{where}.num_epochs")
-        for name in ([self.tags] if self.tags else []) + self.exclude:
-            if self.bundled_sample is None and not Path(name).is_file():
-                raise UserError("no such file", file=name, field="data.tags / data.exclude")
+        if self.bundled_sample is None:
+            if self.tags is not None and not Path(self.tags).is_file():
+                fix = "`vidsim convert aiac` writes tags.txt; null takes the most frequent tags"
+                raise UserError("no such file", file=self.tags, field="data.tags", fix=fix)
+            for name in self.exclude:
+                if not Path(name).is_file():
+                    fix = "`vidsim split` writes holdout_ids.txt"
+                    raise UserError("no such file", file=name, field="data.exclude", fix=fix)
         if not 0 <= self.held_out_fraction < 1:
             raise UserError(f"{self.held_out_fraction} is not within 0 and 1", field="data.held_out_fraction")
         if not self.epoch_scale > 0:

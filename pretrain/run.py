@@ -101,7 +101,8 @@ def open_probe(config: PretrainConfig) -> tuple[Corpus, Pairs] | None:
     pairs = pairs.take(range(min(len(pairs), config.probe.max_pairs)))
     if len(np.unique(pairs.score)) < 2:
         raise UserError("all scores are equal: no ranking to agree with", file=config.probe.pairs, field="score")
-    corpus.videos.rows_of([*pairs.id1, *pairs.id2])  # names the missing ones now, not after the first epoch
+    # Names the missing ones now, not after the first epoch.
+    corpus.videos.rows_of([*pairs.id1, *pairs.id2], asked_by=config.probe.pairs)
     return corpus, pairs
 
 

@@ -112,7 +112,7 @@ def test_prepares_emoji(tmp_path: Path) -> None:
     english, chinese = open_videos(out / "en")[0], open_videos(out / "zh")[0]
     assert (english["title"], english["asr"], english["tags"], english["category"]) == (
         "cat",
-        "pet, mammal, animals, a cat",
+        "pet, a cat, mammal, animals",
         ["pet"],
         4,
     )

@@ -254,8 +254,8 @@ def test_the_best_checkpoint(run: SmallRun, mode: str, select: str | None, best:
 @pytest.mark.parametrize(("every", "kept"), [(None, {2, 4, 5}), (3, {2, 3, 4, 5})])
 def test_checkpoints_come_at_each_evaluation_or_when_asked(run: SmallRun, every: int | None, kept: set[int]) -> None:
     run.scores = iter([1.0, 2.0, 3.0])
-    config = {"eval_every_steps": 2, "checkpoint_every_steps": every, "keep_checkpoints": 9}
-    go(run.trainer(**config), stage(*[(0.0, 0.0)] * 5))
+    trainer = run.trainer(eval_every_steps=2, checkpoint_every_steps=every, keep_checkpoints=9)
+    go(trainer, stage(*[(0.0, 0.0)] * 5))
     assert {int(path.name[5:]) for path in (run.folder / "checkpoints").glob("step_*")} == kept
 
 
@@ -338,7 +338,7 @@ def test_a_second_ctrl_c_interrupts_at_once(run: SmallRun) -> None:
         ("num_workers", -1),
     ],
 )
-def test_settings_that_cannot_work_are_refused(field: str, value: float) -> None:
+def test_settings_that_cannot_work_are_refused(field: str, value: Any) -> None:
     LoopConfig(max_steps=0, max_grad_norm=None, num_workers=0).validate()
     with pytest.raises(UserError, match=rf"field 'loop\.{field}'"):
         LoopConfig(**{field: value}).validate()

@@ -66,8 +66,8 @@ class SmallShards(EmbeddingWriter):
 
     killed = False
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, shard_size=10, **settings)
+    def __init__(self, folder: Any, dim: int, metadata: Any, **settings: Any) -> None:
+        super().__init__(folder, dim, metadata, 10, **settings)
 
     def write(self, ids: Any, vectors: Any) -> None:
         super().write(ids, vectors)

@@ -6,6 +6,7 @@ The numbers are those of arXiv 2111.01677 and of its authors' code (the differen
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ PRETRAIN = [(name,) for name in ALONE] + [(base, overlay) for overlay, bases in 
 FINETUNE = [("demo",), ("published",), ("similarity",), ("published", "scaled_down"), ("similarity", "scaled_down")]
 
 
+@cache
 def read(room: str, *names: str) -> Settings:
     schema = PretrainConfig if room == "pretrain" else FinetuneConfig
     arguments = [part for name in names for part in ("--config", str(RECIPES / room / f"{name}.yaml"))]
@@ -104,7 +106,7 @@ PUBLISHED = {
 }
 POINT, PAIR, TEST_A, TEST_B = (f"corpora/aiac/{name}" for name in ("pointwise", "pairwise", "test_a", "test_b"))
 DATA: dict[str, list[tuple[list[str], str]]] = {
-    **dict.fromkeys(("job1", "job2", "job3", "job6"), [([POINT, PAIR], "together")]),
+    **{name: [([POINT, PAIR], "together")] for name in ("job1", "job2", "job3", "job6")},
     "job4": [([POINT, PAIR], "together"), ([PAIR], "together")],
     "job5": [([POINT, PAIR, TEST_A, TEST_B], "sequential")],
 }

@@ -123,7 +123,8 @@ def text_checkpoint(
 ) -> Path:
     folder = tmp_path / "text"
     torch.manual_seed(5)
-    BertForMaskedLM(text_config_of("bert")).save_pretrained(folder)
+    config: Any = text_config_of("bert")
+    BertForMaskedLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

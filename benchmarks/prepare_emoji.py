@@ -68,7 +68,7 @@ def further_text(item: dict[str, Any], language: str) -> str:
         if part not in seen:
             seen.add(part)
             kept.append(part)
-    return (", " if language == "en" else "，").join(kept)
+    return (", " if language == "en" else "\uff0c").join(kept)
 
 
 def write_rows(path: Path, items: Sequence[dict[str, Any]], language: str) -> None:

@@ -99,11 +99,11 @@ def choose_tags(captions: Sequence[Sequence[str]], language: str) -> list[list[s
 
 
 def clip_pairs(rows: Iterable[dict[str, Any]]) -> Pairs:
-    """Pairs of two different clips; several ratings of one pair are averaged."""
+    """Pairs of two different clips that are known; several ratings of one pair are averaged."""
     scores: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
         first, second = row["vid1"], row["vid2"]
-        if first != second:
+        if first and second and first != second:
             scores[min(first, second), max(first, second)].append(row["score"] / _MAX_SCORE)
     means = np.array([np.mean(values) for values in scores.values()], dtype=np.float64)
     return Pairs([first for first, _ in scores], [second for _, second in scores], means)

@@ -23,7 +23,9 @@ class ArgumentParser(argparse.ArgumentParser):
         """Make the parser."""
         super().__init__(allow_abbrev=False, **options)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(  # type: ignore[override]  # the overloads are about classes of namespaces
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         """Parse the arguments.
 
         Raises:

@@ -306,9 +306,7 @@ def map_shard(path: Path, shard: ShardInfo, streams: Mapping[str, int]) -> list[
     size = path.stat().st_size
     if shard.num_bytes is not None and size != shard.num_bytes:
         what = "is truncated" if size < shard.num_bytes else "is longer than when it was written"
-        raise UserError(
-            f"{what}: {size:,} bytes, the manifest says {shard.num_bytes:,}", file=path, fix=_MEND
-        )
+        raise UserError(f"{what}: {size:,} bytes, the manifest says {shard.num_bytes:,}", file=path, fix=_MEND)
     expected = schema.arrow_schema(streams)
     try:
         with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
@@ -323,9 +321,7 @@ def map_shard(path: Path, shard: ShardInfo, streams: Mapping[str, int]) -> list[
         raise UserError(f"{detail}; the manifest asks for {wanted}", file=path, fix=_MEND)
     num_rows = sum(len(batch) for batch in batches)
     if num_rows != shard.num_rows:
-        raise UserError(
-            f"holds {num_rows:,} rows, the manifest says {shard.num_rows:,}", file=path, fix=_MEND
-        )
+        raise UserError(f"holds {num_rows:,} rows, the manifest says {shard.num_rows:,}", file=path, fix=_MEND)
     return [batch for batch in batches if len(batch)]
 
 

@@ -49,9 +49,7 @@ def inspect_videos(videos: Videos, num_rows: int = 3, num_tags: int = 10) -> dic
     lengths |= {name: videos.column(schema.count_column(name)) for name in videos.streams}
     categories = videos.column(schema.CATEGORY)
     files = [folder / shard.file for folder in videos.folders for shard in manifest.shards]
-    tags = (
-        TagVocabulary.build(videos, num_tags) if pc.any(pc.greater(lengths[schema.TAGS], 0)).as_py() else None
-    )
+    tags = TagVocabulary.build(videos, num_tags) if pc.any(pc.greater(lengths[schema.TAGS], 0)).as_py() else None
     return {
         "name": videos.name,
         "num_videos": len(videos),
@@ -60,9 +58,7 @@ def inspect_videos(videos: Videos, num_rows: int = 3, num_tags: int = 10) -> dic
         "fingerprint": videos.fingerprint(),
         "created_by": dict(manifest.created_by),
         "has_tags": manifest.has_tags,
-        "streams": {
-            name: {"dim": info.dim, "extractor": info.extractor} for name, info in manifest.streams.items()
-        },
+        "streams": {name: {"dim": info.dim, "extractor": info.extractor} for name, info in manifest.streams.items()},
         "lengths": {name: _summarise(column, len(videos)) for name, column in lengths.items() if len(videos)},
         "category": {
             "num_distinct": pc.count_distinct(categories).as_py(),
@@ -117,9 +113,7 @@ def inspect_pairs(pairs: Pairs) -> dict[str, Any]:
         "score_mean": float(pairs.score.mean()),
         "score_sd": float(pairs.score.std()),
         "num_levels": len(values),
-        "levels": dict(zip(values.tolist(), counts.tolist(), strict=True))
-        if len(values) <= _MAX_LEVELS
-        else {},
+        "levels": dict(zip(values.tolist(), counts.tolist(), strict=True)) if len(values) <= _MAX_LEVELS else {},
         "quantiles": {str(q): float(np.quantile(pairs.score, q)) for q in _QUANTILES},
         "tie_ceiling": tie_ceiling(counts),
     }
@@ -162,9 +156,7 @@ def _format_data_set(found: dict[str, Any]) -> list[str]:
         f"{found['num_bytes'] / 1e6:,.1f} MB"
     ]
     for name, stream in found["streams"].items():
-        lines.append(
-            f"  stream {name}: float16 [n, {stream['dim']}], extractor {stream['extractor'] or 'not known'}"
-        )
+        lines.append(f"  stream {name}: float16 [n, {stream['dim']}], extractor {stream['extractor'] or 'not known'}")
     header = ("length of", "mean", "p50", "p75", "p99", "max", "empty")
     lines.append("  " + f"{header[0]:<12}" + "".join(f"{name:>9}" for name in header[1:]))
     for name, length in found["lengths"].items():
@@ -178,13 +170,10 @@ def _format_data_set(found: dict[str, Any]) -> list[str]:
     else:
         lines.append("  tags: this data set has none")
     for row in found["rows"]:
-        lines.append(
-            f"  row {row[schema.ID]}: {_shorten(row[schema.TITLE])!r}, speech {_shorten(row[schema.ASR])!r}"
-        )
+        lines.append(f"  row {row[schema.ID]}: {_shorten(row[schema.TITLE])!r}, speech {_shorten(row[schema.ASR])!r}")
         vectors = ", ".join(f"{name} {row[name]['shape']}" for name in found["streams"])
         lines.append(
-            f"    {vectors}; tags {', '.join(row[schema.TAGS][:8]) or 'none'}; "
-            f"category {row[schema.CATEGORY]}"
+            f"    {vectors}; tags {', '.join(row[schema.TAGS][:8]) or 'none'}; category {row[schema.CATEGORY]}"
         )
     return lines
 
@@ -204,9 +193,7 @@ def _format_pairs(path: str, found: dict[str, Any]) -> list[str]:
             share = count / found["num_pairs"]
             lines.append(f"  {score:>8g} {count:>10,} {share:>7.1%} {'#' * round(40 * share)}")
     else:
-        lines.append(
-            "  quantiles: " + ", ".join(f"{q}: {value:.4f}" for q, value in found["quantiles"].items())
-        )
+        lines.append("  quantiles: " + ", ".join(f"{q}: {value:.4f}" for q, value in found["quantiles"].items()))
     return lines
 
 
@@ -227,9 +214,5 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     report = inspect_folder(args.folder, num_rows=args.rows, num_tags=args.tags)
-    print(
-        json.dumps(report, ensure_ascii=False, indent=2, allow_nan=False)
-        if args.json
-        else format_report(report)
-    )
+    print(json.dumps(report, ensure_ascii=False, indent=2, allow_nan=False) if args.json else format_report(report))
     return 0

@@ -219,11 +219,7 @@ def _check_scores(
     bad = np.flatnonzero(~np.isfinite(score) | (score < low) | (score > high))
     if len(bad):
         value = score[bad[0]]
-        what = (
-            f"{value:g} is not finite"
-            if not np.isfinite(value)
-            else f"{value:g} is not within {low:g} to {high:g}"
-        )
+        what = f"{value:g} is not finite" if not np.isfinite(value) else f"{value:g} is not within {low:g} to {high:g}"
         more = f" ({len(bad):,} such scores)" if len(bad) > 1 else ""
         fix = f"scale the scores to {low:g} to {high:g}" if np.isfinite(value) else _MEND_LINE
         raise UserError(what + more, file=path, record=int(bad[0]) + first_record, field="score", fix=fix)

@@ -77,14 +77,10 @@ def split_pairs(
     elif method == "random":
         validation = np.array_split(np.random.default_rng(seed).permutation(everything), num_folds)[fold]
     else:
-        raise UserError(
-            f"{method!r} is no way to split", field="method", fix=f"use {', '.join(get_args(Method))}"
-        )
+        raise UserError(f"{method!r} is no way to split", field="method", fix=f"use {', '.join(get_args(Method))}")
     validation = np.sort(validation)
     rest = np.setdiff1d(everything, validation, assume_unique=True)
-    touching = (
-        _touches(ends, rest, validation) if method == "video_disjoint" else np.zeros(len(rest), dtype=bool)
-    )
+    touching = _touches(ends, rest, validation) if method == "video_disjoint" else np.zeros(len(rest), dtype=bool)
     train = rest[~touching]
     empty = np.array([], dtype=np.int64)
     split = Split(train, validation, rest[touching], _overlap(ends, train, validation), empty)
@@ -148,9 +144,7 @@ def describe(split: Split, pairs: Pairs) -> str:
     num_validation = len(np.unique(ends[:, split.validation]))
     share = split.overlap / num_validation if num_validation else 0.0
     leak = "  <- these videos leak: the validation score will be too high" if split.overlap else ""
-    lines.append(
-        f"overlap train/validation: {split.overlap:,} of {num_validation:,} videos ({share:.1%}){leak}"
-    )
+    lines.append(f"overlap train/validation: {split.overlap:,} of {num_validation:,} videos ({share:.1%}){leak}")
     if len(split.test):
         lines.append(f"overlap train/test: {_overlap(ends, split.train, split.test):,} videos")
         lines.append(f"overlap validation/test: {_overlap(ends, split.validation, split.test):,} videos")
@@ -174,9 +168,7 @@ def _strata(ends: Indices, smallest_part: float, seed: int) -> list[Indices]:
     """
     num_videos = int(ends.max(initial=-1)) + 1
     generator = np.random.default_rng(seed)
-    graph = coo_array(
-        (np.ones(ends.shape[1], dtype=bool), (ends[0], ends[1])), shape=(num_videos, num_videos)
-    )
+    graph = coo_array((np.ones(ends.shape[1], dtype=bool), (ends[0], ends[1])), shape=(num_videos, num_videos))
     num_components, of_video = connected_components(graph, directed=False)
     component: Indices = generator.permutation(num_components)[of_video][ends[0]]
     reached = _grow(ends, generator.permutation(num_videos))[ends]
@@ -261,15 +253,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("pairs", type=Path, help="pairs: TSV, CSV or Parquet with id1, id2, score")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument(
-        "--fractions", type=float, nargs=3, default=[0.7, 0.15, 0.15], metavar=("TRAIN", "VAL", "TEST")
-    )
-    how.add_argument(
-        "--num_folds", type=int, help="write K folds, fold_0 ..., each with train and validation"
-    )
-    parser.add_argument(
-        "--method", choices=get_args(Method), default="video_disjoint", help="how to make the folds"
-    )
+    how.add_argument("--fractions", type=float, nargs=3, default=[0.7, 0.15, 0.15], metavar=("TRAIN", "VAL", "TEST"))
+    how.add_argument("--num_folds", type=int, help="write K folds, fold_0 ..., each with train and validation")
+    parser.add_argument("--method", choices=get_args(Method), default="video_disjoint", help="how to make the folds")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     if args.num_folds is not None and args.num_folds < 2:
@@ -282,9 +268,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     for fold in range(args.num_folds):
         print(f"fold {fold} of {args.num_folds} ({args.method})")
-        _write(
-            args.out / f"fold_{fold}", split_pairs(pairs, args.method, fold, args.num_folds, args.seed), pairs
-        )
+        _write(args.out / f"fold_{fold}", split_pairs(pairs, args.method, fold, args.num_folds, args.seed), pairs)
     return 0
 
 

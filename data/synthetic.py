@@ -13,7 +13,6 @@ what a model can learn from them, is told in `synthetic_world.py`. The same argu
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import itertools
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
 from vidsim.common.files import atomic_path, require_free_space, write_json
 from vidsim.common.progress import progress
@@ -89,7 +89,7 @@ class GeneratorConfig:
         least = dict.fromkeys(at_least_one, 1) | {"num_pairs": 0, "num_test_pairs": 0, "num_tags": 20, "seed": 0}
         for name, value in least.items():
             if getattr(config, name) < value:
-                raise UserError(f"is {getattr(self, name)}, must be at least {value}", field=name)
+                raise UserError(f"is {getattr(self, name)}, must be at least {value}", field=f"--{name}")
         return config
 
 
@@ -248,7 +248,7 @@ def _write_lines(path: Path, lines: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `vidsim generate`."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="vidsim generate",
         description="Write a made-up competition in the layout of AIAC 2021 Track 1 (TFRecords, label.tsv, "
         "tag_list.txt), with the published statistics and something to learn in every part, to be read by "

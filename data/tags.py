@@ -71,9 +71,7 @@ class TagVocabulary:
         for number, line in enumerate(lines, 1):
             tag, _, rest = line.partition("\t")
             if not is_plain_line(tag):
-                what = (
-                    "is blank" if not tag.strip() else f"{tag!r:.60} holds outer blanks or control characters"
-                )
+                what = "is blank" if not tag.strip() else f"{tag!r:.60} holds outer blanks or control characters"
                 raise UserError(what, file=path, record=number, field=schema.TAGS, fix="write one tag a line")
             if tag in first_line:
                 raise UserError(

@@ -126,7 +126,8 @@ def _records(
             raise damaged(f"the file ends inside the record's header, {len(header)} of 12 bytes are there")
         length, length_crc = struct.unpack("<QI", header)
         if check_crc and masked_crc(header[:8]) != length_crc:
-            raise damaged("the checksum of the length is wrong: this record and all after it cannot be found")
+            hint = "" if index else "; is this a TFRecord file?"
+            raise damaged(f"the checksum of the length is wrong: this record and all after it cannot be found{hint}")
         if length > max_length:
             raise damaged(f"says it is {length:,} bytes long, the limit is {max_length:,}")
         left = source.left()

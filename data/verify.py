@@ -38,9 +38,7 @@ def find_data_sets(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError("no such folder", file=folder, fix="name a folder that `vidsim convert` wrote")
     found = [path.parent for path in sorted(folder.rglob(schema.MANIFEST_FILE)) if path.is_file()]
-    found = [
-        path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not found:
         raise UserError(
             f"holds no data set: no {schema.MANIFEST_FILE} in it or below",
@@ -103,9 +101,7 @@ def _verify_data_set(folder: Path, quiet: bool) -> Iterator[UserError | str]:
         return
     listed = {shard.file for shard in manifest.shards}
     for stray in sorted(path for path in folder.glob("data-*.arrow") if path.name not in listed):
-        yield UserError(
-            "is in the folder, but the manifest does not list it", file=stray, fix="remove it, or " + _MEND
-        )
+        yield UserError("is in the folder, but the manifest does not list it", file=stray, fix="remove it, or " + _MEND)
     well = True
     for shard in progress(manifest.shards, desc=f"verify {folder.name}", unit="shard", enabled=not quiet):
         problems = list(_verify_shard(folder / shard.file, shard, manifest))

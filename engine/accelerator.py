@@ -74,21 +74,30 @@ def make_accelerator(
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     # The state is a singleton that keeps the first precision; a second run in one process may choose another.
     AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision="no" if precision == "fp32" else precision,
-        # The plain arguments lose against the environment; the plugins do not.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=gradient_accumulation_steps, sync_with_dataloader=False
-        ),
-        dynamo_plugin=TorchDynamoPlugin(backend="no"),
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_seconds)),
-            DistributedDataParallelKwargs(
-                broadcast_buffers=False, find_unused_parameters=False, gradient_as_bucket_view=True
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision="no" if precision == "fp32" else precision,
+            # The plain arguments lose against the environment; the plugins do not.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=gradient_accumulation_steps, sync_with_dataloader=False
             ),
-        ],
-    )
+            dynamo_plugin=TorchDynamoPlugin(backend="no"),
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_seconds)),
+                DistributedDataParallelKwargs(
+                    broadcast_buffers=False, find_unused_parameters=False, gradient_as_bucket_view=True
+                ),
+            ],
+        )
+    except (ValueError, torch.distributed.DistError) as error:
+        if wanted == 1:
+            raise
+        raise UserError(
+            f"the environment says that {wanted} processes were started, but this one cannot reach the others",
+            field="WORLD_SIZE",
+            fix=f"unset it to train with one; for {wanted}: {_launch_advice(wanted)}",
+        ) from error
     if accelerator.num_processes != wanted:
         raise UserError(
             f"{wanted} processes were started, but this one sees {accelerator.num_processes}: "

@@ -224,7 +224,7 @@ class Trainer:
         progress = self.progress
         for name, value in metrics.items():
             if not _is_finite(value):
-                raise UserError(f"{name} is {value:g}", record=f"step {progress.step}", fix="lower the learning rate")
+                raise UserError(f"step {progress.step}: {name} is {value:g}", fix="lower the learning rate")
         progress.metrics = metrics
         self.reporter.log(progress.step, metrics)
         if self.hooks.select is None:
@@ -319,10 +319,10 @@ class Trainer:
         ids = [row_id for batch in batches for row_id in batch.get("row_ids", [])]
         shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
         parts = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+        values = f"{parts}, gradient norm {grad_norm:g}"
         return UserError(
-            f"not finite: {parts}, gradient norm {grad_norm:g}; rows of this process: {shown}",
-            record=f"step {self.progress.step}",
-            fix="look at these rows with `vidsim verify`, or lower the learning rate",
+            f"step {self.progress.step}: not finite: {values}; rows of this process: {shown}",
+            fix="lower the learning rate, or look for damage in the data with `vidsim verify`",
         )
 
 

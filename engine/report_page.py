@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
 from vidsim.common.files import atomic_path, read_json
 from vidsim.engine.charts import line_chart
@@ -53,7 +53,7 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px
 
 def main(argv: list[str] | None = None) -> int:
     """Write the page of one or several runs."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="vidsim report",
         description="Write one self-contained HTML page about a run: curves, numbers, settings, machine.",
         epilog="example: vidsim report runs/pretrain/base",

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vidsim.common.errors import UserError
 from vidsim.common.files import atomic_path, disk_full
 from vidsim.engine.metrics_file import format_duration, format_number, read_metrics, to_line
 from vidsim.engine.report_page import write_report
@@ -109,7 +110,10 @@ class Reporter:
             self._bar.close()
             self._bar = None
         if self._enabled and self._run.metrics.is_file():
-            write_report(self._run.path)
+            try:
+                write_report(self._run.path)
+            except UserError as error:  # must not hide what ended the run: a full disk, for one
+                print(f"no report is written: {error}", file=sys.stderr, flush=True)
 
     def _show(self, step: int, metrics: Mapping[str, float], clock: Mapping[str, float]) -> None:
         parts = [f"step {step:,}/{self._last_step:,}"]

@@ -18,6 +18,8 @@ def checkpoint_of(path: Path) -> Path:
     Raises:
         UserError: There is no checkpoint, or it is damaged.
     """
+    if not path.is_dir():
+        raise UserError("no such folder", file=path, fix="name a run folder or a checkpoint folder")
     if (path / "config.json").is_file():
         problem = what_is_wrong(path) if (path / "MANIFEST.json").is_file() else None
         if problem:

@@ -83,6 +83,7 @@ class _Wandb:
             config=yaml.safe_load(run.config_yaml),
             resume="allow" if mode is None else None,  # offline runs cannot be resumed, only added to
             mode=mode,
+            settings=wandb.Settings(silent=mode is not None),  # the line above says it all
         )
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

@@ -66,8 +66,7 @@ def only_ids(members: Sequence[Embeddings], ids: Sequence[str]) -> list[Embeddin
     """
     rows = [member.rows_of(ids) for member in members]
     return [
-        replace(member, ids=list(ids), vectors=member.vectors[row])
-        for member, row in zip(members, rows, strict=True)
+        replace(member, ids=list(ids), vectors=member.vectors[row]) for member, row in zip(members, rows, strict=True)
     ]
 
 
@@ -81,9 +80,7 @@ def _fit_set(args: argparse.Namespace, members: list[Embeddings]) -> list[Embedd
         for member, other in zip(members, fitted, strict=True):
             if (member.dim, member.metadata.get("model")) != (other.dim, other.metadata.get("model")):
                 message = f"is of another model or width than {member.name}"
-                raise UserError(
-                    message, file=other.name, field="--fit_on", fix="keep the order of the members"
-                )
+                raise UserError(message, file=other.name, field="--fit_on", fix="keep the order of the members")
         return fitted
     return members
 
@@ -117,9 +114,7 @@ def _describe(projection: Projection) -> str:
     if projection.dim == total:
         lines.append(f"{total} dimensions are kept of {total}: a rotation, cosines do not change")
     else:
-        lines.append(
-            f"{projection.dim} dimensions of {total} keep {projection.explained:.4%} of the squared norm"
-        )
+        lines.append(f"{projection.dim} dimensions of {total} keep {projection.explained:.4%} of the squared norm")
     if projection.rank < projection.dim:
         lines.append(
             f"warning: the fitted videos span {projection.rank} dimensions only; the other "
@@ -142,9 +137,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the fused embeddings go")
     parser.add_argument("--dim", type=int, help=f"width of the fused embedding ({_DEFAULT_DIM})")
     weights = parser.add_mutually_exclusive_group()
-    weights.add_argument(
-        "--weights", nargs="+", type=float, metavar="W", help="one for each; scaled to sum 1"
-    )
+    weights.add_argument("--weights", nargs="+", type=float, metavar="W", help="one for each; scaled to sum 1")
     weights.add_argument("--search_weights", metavar="PAIRS", help="labelled pairs to search the weights on")
     fit = parser.add_mutually_exclusive_group()
     fit.add_argument(
@@ -155,12 +148,8 @@ def _parser() -> ArgumentParser:
         metavar="FILE",
         help="fit the projection on these ids only: lines of a file, or a data set folder",
     )
-    fit.add_argument(
-        "--apply", metavar="FOLDER", help="use the weights and the projection saved in this folder"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the resamples in the report of the weight search"
-    )
+    fit.add_argument("--apply", metavar="FOLDER", help="use the weights and the projection saved in this folder")
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples in the report of the weight search")
     return parser
 
 

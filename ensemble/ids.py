@@ -19,9 +19,7 @@ def read_ids(source: str | Path) -> list[str]:
     source = Path(source)
     if source.is_dir():
         is_data_set = (source / MANIFEST_FILE).exists()
-        folders = (
-            [source] if is_data_set else sorted(path.parent for path in source.glob(f"*/{MANIFEST_FILE}"))
-        )
+        folders = [source] if is_data_set else sorted(path.parent for path in source.glob(f"*/{MANIFEST_FILE}"))
         if not folders:
             fix = "name a data set folder, a folder of them, or a text file with one id on each line"
             raise UserError(f"holds no data set (no {MANIFEST_FILE})", file=source, fix=fix)
@@ -45,7 +43,5 @@ def _read_lines(path: Path) -> list[str]:
         raise UserError(f"cannot be read ({error})", file=path) from None
     for number, line in enumerate(lines, 1):
         if not line or line != line.strip() or "\t" in line:
-            raise UserError(
-                f"{line!r:.60} is not one id", file=path, record=number, fix="one id on each line"
-            )
+            raise UserError(f"{line!r:.60} is not one id", file=path, record=number, fix="one id on each line")
     return lines

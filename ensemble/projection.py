@@ -105,9 +105,7 @@ class Projection:
         for number, (member, given) in enumerate(zip(self.members, embeddings, strict=True), 1):
             model = given.metadata.get("model")
             if given.dim != member.dim:
-                message = (
-                    f"has width {given.dim}, member {number} of the projection ({member.name}) {member.dim}"
-                )
+                message = f"has width {given.dim}, but member {number} of the projection ({member.name}) has {member.dim}"
                 raise UserError(message, file=given.name, fix=fix)
             if model is not None and member.model is not None and model != member.model:
                 message = f"was made by another model than member {number} of the projection ({member.name})"
@@ -172,9 +170,7 @@ def load_projection(folder: str | Path) -> Projection:
     folder = Path(folder)
     path = folder / PROJECTION_FILE
     if not path.exists():
-        raise UserError(
-            f"holds no {PROJECTION_FILE}", file=folder, fix="name a folder that `vidsim ensemble` made"
-        )
+        raise UserError(f"holds no {PROJECTION_FILE}", file=folder, fix="name a folder that `vidsim ensemble` made")
     content = read_json(path)
     try:
         members = tuple(_member(entry) for entry in content["members"])

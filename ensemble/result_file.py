@@ -46,9 +46,7 @@ def read_result_text(path: Path, name: str, max_bytes: int) -> str:
     except FileNotFoundError:
         raise UserError("no such file", file=name) from None
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{RESULT_FILE} is not UTF-8 text ({error.reason} at byte {error.start})", file=name
-        ) from None
+        raise UserError(f"{RESULT_FILE} is not UTF-8 text ({error.reason} at byte {error.start})", file=name) from None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
         raise UserError(f"is not a whole zip file ({error})", file=name) from error
 
@@ -61,12 +59,8 @@ def _only_entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
         raise UserError(f"has an entry outside of the zip: {unsafe[0]!r:.80}", file=name)
     if names != [RESULT_FILE]:
         listed = ", ".join(repr(each)[:80] for each in names[:_NUM_SHOWN]) or "nothing"
-        message = (
-            f"must hold {RESULT_FILE} at its root and nothing else, holds {len(names)} entries: {listed}"
-        )
-        raise UserError(
-            message, file=name, fix="write it with `vidsim submit`, or zip the file without its folder"
-        )
+        message = f"must hold {RESULT_FILE} at its root and nothing else, holds {len(names)} entries: {listed}"
+        raise UserError(message, file=name, fix="write it with `vidsim submit`, or zip the file without its folder")
     entry = entries[0]
     if entry.flag_bits & 1:
         raise UserError("is encrypted", file=name)

@@ -98,9 +98,7 @@ def check_pairs(pairs: Pairs, name: str) -> None:
     if len(pairs) <= 2:
         raise UserError(f"{len(pairs)} pairs, but a correlation needs at least 3", file=name)
     if pairs.score.min() == pairs.score.max():
-        raise UserError(
-            f"constant labels: all {len(pairs):,} scores are {pairs.score[0]:g}", file=name, field="score"
-        )
+        raise UserError(f"constant labels: all {len(pairs):,} scores are {pairs.score[0]:g}", file=name, field="score")
 
 
 def check_predictions(cosines: Float64, name: str) -> None:
@@ -144,9 +142,7 @@ def score_cosines(
     found = [spearman(predictions, pairs.score) for predictions in cosines]
     draws = np.empty((0, len(names)))
     if num_resamples:
-        draws = spearman_resamples(
-            cosines, pairs.score, groups=pairs.id1, num_resamples=num_resamples, seed=seed
-        )
+        draws = spearman_resamples(cosines, pairs.score, groups=pairs.id1, num_resamples=num_resamples, seed=seed)
     ceiling = tie_ceiling(pairs.score)
     return [
         Score(
@@ -258,8 +254,7 @@ def table(scores: Sequence[Score]) -> str:
     lines = [[row[i] for i in shown_columns] for row in [header, *rows]]
     widths = [max(len(line[i]) for line in lines) for i in range(len(shown_columns))]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
 
 
@@ -278,13 +273,9 @@ def _parser() -> ArgumentParser:
         "embeddings", nargs="+", help="embeddings folders or files; each later one is compared to the first"
     )
     parser.add_argument("pairs", help="TSV, CSV or Parquet: id1, id2, score")
-    parser.add_argument(
-        "--by", metavar="FILE", help="lines `id<TAB>group`: score inside and across these groups too"
-    )
+    parser.add_argument("--by", metavar="FILE", help="lines `id<TAB>group`: score inside and across these groups too")
     parser.add_argument("--score_range", nargs=2, type=float, default=(0.0, 1.0), metavar=("LOW", "HIGH"))
-    parser.add_argument(
-        "--bootstrap", type=int, default=1000, metavar="N", help="resamples; 0 = no intervals"
-    )
+    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples; 0 = no intervals")
     parser.add_argument("--seed", type=int, default=0, help="of the resamples")
     parser.add_argument("--json", metavar="FILE", help="write the numbers here too")
     return parser
@@ -307,12 +298,8 @@ def main(argv: list[str] | None = None) -> int:
     ceiling = scores[0].tie_ceiling
     print(f"With the ties of these labels, predictions without ties reach at most {ceiling:.4f}.")
     if args.bootstrap:
-        print(
-            f"Intervals: {args.bootstrap:,} bootstrap draws; the pairs of one first video are drawn together."
-        )
+        print(f"Intervals: {args.bootstrap:,} bootstrap draws; the pairs of one first video are drawn together.")
     if args.json:
-        write_json(
-            args.json, {"pairs": args.pairs, "seed": args.seed, "scores": [asdict(each) for each in scores]}
-        )
+        write_json(args.json, {"pairs": args.pairs, "seed": args.seed, "scores": [asdict(each) for each in scores]})
         print(f"wrote {args.json}")
     return 0

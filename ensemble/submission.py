@@ -73,9 +73,7 @@ class Submission:
         return "\n".join(lines)
 
 
-def write_submission(
-    path: str | Path, embeddings: Embeddings, ids: Sequence[str], decimals: int = 6
-) -> Submission:
+def write_submission(path: str | Path, embeddings: Embeddings, ids: Sequence[str], decimals: int = 6) -> Submission:
     """Write a submission and read it back through the check; the file appears only if that passes.
 
     Args:
@@ -95,9 +93,7 @@ def write_submission(
         raise UserError(message, file=embeddings.name, fix=fix)
     rows = embeddings.rows_of(ids)
     template = "[" + ", ".join([f"%.{decimals}f"] * embeddings.dim) + "]"
-    entry = zipfile.ZipInfo(
-        RESULT_FILE, date_time=(1980, 1, 1, 0, 0, 0)
-    )  # the same input gives the same bytes
+    entry = zipfile.ZipInfo(RESULT_FILE, date_time=(1980, 1, 1, 0, 0, 0))  # the same input gives the same bytes
     entry.compress_type = zipfile.ZIP_DEFLATED
     entry.external_attr = 0o644 << 16
     with atomic_path(path) as temporary:
@@ -145,9 +141,7 @@ def read_submission(path: str | Path, ids: Sequence[str], *, name: str | None = 
     faults["not asked for"] = [video for video in found if video not in asked]
     complaints = [f"{len(which):,} ids {fault}: {shown(which)}" for fault, which in faults.items() if which]
     if complaints or not found:
-        raise UserError(
-            "; ".join(complaints) or "holds no ids", file=name, fix="write it with `vidsim submit`"
-        )
+        raise UserError("; ".join(complaints) or "holds no ids", file=name, fix="write it with `vidsim submit`")
     return Submission(name, list(found), np.stack(list(found.values())))
 
 

@@ -129,9 +129,7 @@ def project(
         lost = [ids[start + i] for i in np.flatnonzero(norms < _SMALLEST_NORM).tolist()]
         if lost:
             message = f"{len(lost):,} videos lie outside of the projection's {directions.shape[1]} dimensions"
-            raise UserError(
-                f"{message}: {shown(lost)}", fix="fit the projection on more videos, or raise --dim"
-            )
+            raise UserError(f"{message}: {shown(lost)}", fix="fit the projection on more videos, or raise --dim")
         out[start : start + len(rows)] = rows / norms
         start += len(rows)
     return out

@@ -75,9 +75,7 @@ class WeightSearch:
         else:
             lines.append(f"  gain over equal weights to expect on other pairs {self.expected_gain:+.4f}")
             if self.expected_gain <= 0:
-                lines.append(
-                    "  that is no gain: equal weights (without --search_weights) are the safer choice"
-                )
+                lines.append("  that is no gain: equal weights (without --search_weights) are the safer choice")
         return "\n".join(lines)
 
 
@@ -183,9 +181,7 @@ def search_weights(
     weights = best_weights(cosines, labels)
     singles = tuple(_value(row, labels) for row in cosines)
     fused, mean, best = np.asarray(weights) @ cosines, cosines.mean(axis=0), cosines[int(np.argmax(singles))]
-    draws = spearman_resamples(
-        [fused, mean, best], labels, groups=pairs.id1, num_resamples=num_resamples, seed=seed
-    )
+    draws = spearman_resamples([fused, mean, best], labels, groups=pairs.id1, num_resamples=num_resamples, seed=seed)
     return WeightSearch(
         weights=weights,
         spearman=_value(fused, labels),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from vidsim.common.arguments import ArgumentParser
 from vidsim.common.entry import run_entry
 from vidsim.common.errors import UserError
 from vidsim.common.files import sha256_file
@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="vidsim embed",
         description="Embed every video of one or more data sets. A run that was cut off goes on where it stopped.",
         epilog="example: vidsim embed runs/finetune/base data/aiac/test_b --out emb/base",

@@ -189,7 +189,7 @@ def finetune(
                 accelerator=accelerator,
             )
         except ValueError as error:
-            raise UserError(f"the model cannot be scored: {error}", record=f"step {trainer.progress.step}") from error
+            raise UserError(f"step {trainer.progress.step}: the model cannot be scored: {error}") from error
 
     total = num_steps(config, data, accelerator.num_processes)
     rows = PairRows(data.videos, data.train, data.train_labels)

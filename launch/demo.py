@@ -6,7 +6,6 @@ command resumes, so a demo that was interrupted goes on where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from vidsim.common.arguments import ArgumentParser
 from vidsim.common.entry import run_entry
 from vidsim.common.errors import UserError
 from vidsim.common.files import atomic_path, read_json
@@ -37,7 +37,7 @@ CONDITIONS = ("scratch", "pretrained")
 
 def main(argv: list[str] | None = None) -> int:
     """Run everything."""
-    parser = argparse.ArgumentParser(prog="vidsim demo", description=__doc__)
+    parser = ArgumentParser(prog="vidsim demo", description=__doc__)
     parser.add_argument(
         "--jobs", type=int, default=min(2 * len(MODELS), os.cpu_count() or 1), help="trainings at a time"
     )

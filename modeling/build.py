@@ -18,6 +18,9 @@ from .heads import EmbeddingHead
 from .initialization import LoadReport
 from .processor import VideoTextProcessor
 
+# The last three: what transformers meets in JSON of another shape.
+_DAMAGE = (OSError, ValueError, SafetensorError, AttributeError, KeyError, TypeError)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -169,6 +172,8 @@ def load_encoder(
     """
     if not (folder / "config.json").is_file():
         raise UserError("is not a checkpoint (no config.json)", file=folder, fix="name a folder below checkpoints/")
+    if not (folder / "tokenizer.json").is_file():  # transformers would go on with an empty vocabulary
+        raise UserError("holds no tokenizer.json", file=folder, fix="copy the whole checkpoint folder")
     disable_progress_bar()
     try:
         config = VidsimConfig.from_pretrained(folder)
@@ -176,7 +181,7 @@ def load_encoder(
         config.pooling = pooling or stored_pooling
         encoder, info = VideoTextEncoder.from_pretrained(folder, config=config, output_loading_info=True)
         processor = VideoTextProcessor.from_pretrained(folder)
-    except (OSError, ValueError, SafetensorError) as error:
+    except _DAMAGE as error:
         raise UserError(f"cannot be loaded ({error})", file=folder, fix="take another checkpoint") from error
     # Another pooling may need weights that are not there, or leave some over; the checkpoint's own may not.
     changes = config.pooling.startswith("attention") != stored_pooling.startswith("attention")

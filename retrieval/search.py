@@ -69,9 +69,7 @@ class ExactIndex:
             raise UserError(f"no video has the id {video!r} among {len(self.ids):,}", fix=fix)
         return row
 
-    def search(
-        self, queries: npt.ArrayLike, k: int, *, exclude: Sequence[int] | None = None
-    ) -> tuple[Int64, Float32]:
+    def search(self, queries: npt.ArrayLike, k: int, *, exclude: Sequence[int] | None = None) -> tuple[Int64, Float32]:
         """The k most similar videos of each query.
 
         Args:
@@ -92,9 +90,7 @@ class ExactIndex:
             raise UserError(f"must be at least 1, not {k}", field="k")
         rows_left_out = np.full(len(vectors), -1) if exclude is None else np.asarray(exclude, dtype=np.int64)
         if rows_left_out.shape != (len(vectors),):
-            raise UserError(
-                f"{len(rows_left_out)} rows to exclude for {len(vectors)} queries", field="exclude"
-            )
+            raise UserError(f"{len(rows_left_out)} rows to exclude for {len(vectors)} queries", field="exclude")
         k = min(k, len(self) - (exclude is not None))
         rows, scores = np.empty((len(vectors), k), np.int64), np.empty((len(vectors), k), np.float32)
         step = max(1, _BLOCK_SCORES // len(self))
@@ -169,9 +165,7 @@ def _parser() -> ArgumentParser:
         epilog="example: vidsim search emb/fused --query 2345203561710403875 -k 10 --data data/aiac",
     )
     parser.add_argument("embeddings", help="embeddings folder or file")
-    parser.add_argument(
-        "--query", nargs="+", required=True, metavar="ID", help="video ids to find similar ones for"
-    )
+    parser.add_argument("--query", nargs="+", required=True, metavar="ID", help="video ids to find similar ones for")
     parser.add_argument("-k", type=int, default=10, help="how many for each query (%(default)s)")
     parser.add_argument("--data", metavar="FOLDER", help="data set to print the titles from")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")

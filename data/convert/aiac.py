@@ -11,7 +11,6 @@ Nothing is dropped silently: a bad record stops the run, or goes to OUT/<part>/f
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import shlex
@@ -21,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
 from vidsim.common.files import atomic_path, require_free_space
 from vidsim.data import schema
@@ -35,6 +35,7 @@ from vidsim.data.convert.aiac_shard import (
     convert_shard,
     failure_line,
     finished_shard,
+    stopped,
 )
 from vidsim.data.manifest import StreamInfo
 from vidsim.data.pairs import write_pairs
@@ -205,7 +206,7 @@ class AiacConversion:
     def _on_bad_line(self, name: str, failures: list[str]) -> Callable[[UserError], None]:
         def on_bad(error: UserError) -> None:
             if not self.is_lenient:
-                raise error
+                raise stopped(error)
             failures.append(failure_line(error, name))
 
         return on_bad
@@ -250,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     for name in ("frame_dim", "num_processes"):
         if getattr(options, name) < 1:
-            raise UserError(f"is {getattr(options, name)}, must be at least 1", field=name)
+            raise UserError(f"is {getattr(options, name)}, must be at least 1", field=f"--{name}")
     extractor = options.extractor
     if extractor is None and options.frame_dim == _COMPETITION_DIM:
         extractor = _COMPETITION_EXTRACTOR
@@ -269,8 +270,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="vidsim convert aiac",
         description="Convert the files of AIAC 2021 Track 1 (pointwise/, pairwise/ with label.tsv, test_a/, "
         "test_b/, tag_list.txt; any of them may be absent) to the data sets OUT/pointwise, OUT/pairwise, "

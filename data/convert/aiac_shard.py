@@ -97,6 +97,12 @@ def failure_line(error: UserError, name: str) -> str:
     return json.dumps(parts | {"fix": error.fix}, ensure_ascii=True) + "\n"
 
 
+def stopped(error: UserError) -> UserError:
+    """A bad record or line as the error that ends the run, with the way around it."""
+    error.fix = error.fix or "mend it or copy the file again, or leave what is bad out with --on_error quarantine"
+    return error
+
+
 def convert_shard(job: ShardJob, /, *, advance: Callable[[int], None] | None = None, show: bool = False) -> ShardResult:
     """Convert a file; its shard, failures and note appear whole or not at all, the note last.
 
@@ -191,7 +197,7 @@ class _Conversion:
 
     def _fail(self, error: UserError) -> None:
         if not self._job.is_lenient or self._failures is None:
-            raise error
+            raise stopped(error)
         self._failures.write(failure_line(error, self._job.name))
         self._num_failed += 1
 

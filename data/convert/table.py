@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError, record_name
 from vidsim.common.files import atomic_path, sha256_file
 from vidsim.common.progress import progress
@@ -88,6 +89,8 @@ class TableConversion:
         self.out.mkdir(parents=True, exist_ok=True)
         with _removed_on_error(self.out), self._failures() as failures:
             shards = self._write_shards(progress(numbered, desc=self.rows.name, unit="rows"), failures, digest)
+            if not shards and not self.num_failed:
+                raise UserError("holds no rows", file=self.rows, fix="write one video on each row")
             self.columns.check_met(self.rows)
             if not shards:
                 raise UserError(f"no row could be converted ({self.num_failed} failed)", file=self.rows)
@@ -227,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _conversion(options: argparse.Namespace, command: str) -> TableConversion:
     if options.shard_rows < 1:
-        raise UserError(f"is {options.shard_rows}, must be at least 1", field="shard_rows")
+        raise UserError(f"is {options.shard_rows}, must be at least 1", field="--shard_rows")
     sources, dims = _sources(options)
     return TableConversion(
         rows=options.rows,
@@ -246,7 +249,7 @@ def _conversion(options: argparse.Namespace, command: str) -> TableConversion:
 def _columns(options: argparse.Namespace) -> ColumnMap:
     mapped = (schema.TITLE, schema.ASR, schema.TAGS, schema.CATEGORY)
     if not options.tag_separator:
-        raise UserError("must not be empty", field="tag_separator")
+        raise UserError("must not be empty", field="--tag_separator")
     return ColumnMap(
         id=options.id,
         title=options.title or schema.TITLE,
@@ -263,9 +266,9 @@ def _columns(options: argparse.Namespace) -> ColumnMap:
 def _sources(options: argparse.Namespace) -> tuple[dict[str, FeatureSource | None], dict[str, int]]:
     """The source and width of each stream that the options ask for; none at all for text only."""
     if options.features and options.frames:
-        raise UserError("--features and --frames exclude each other", field="features")
+        raise UserError("--features and --frames exclude each other", field="--features")
     if options.feature_index and not options.features:
-        raise UserError("goes with --features", field="feature_index")
+        raise UserError("goes with --features", field="--feature_index")
     sources: dict[str, FeatureSource | None] = {}
     if options.features:
         sources[schema.FRAMES] = open_features(
@@ -273,7 +276,7 @@ def _sources(options: argparse.Namespace) -> tuple[dict[str, FeatureSource | Non
         )
     elif options.frames:
         if not options.extractor:
-            raise UserError("is needed with --frames", field="extractor", fix="say --extractor efficientnet-lite0")
+            raise UserError("is needed with --frames", field="--extractor", fix="say --extractor efficientnet-lite0")
         sources[schema.FRAMES] = open_pictures(
             options.frames,
             options.extractor,
@@ -284,21 +287,21 @@ def _sources(options: argparse.Namespace) -> tuple[dict[str, FeatureSource | Non
     for entry in options.stream:
         name, separator, path = entry.partition("=")
         if not separator or name in sources:
-            raise UserError(f"{entry!r} is not NAME=PATH of a further stream", field="stream")
+            raise UserError(f"{entry!r} is not NAME=PATH of a further stream", field="--stream")
         sources[name] = open_features(path)
     dims = {name: source.dim for name, source in sources.items() if source is not None}
     if options.frame_dim is not None:
         found = dims.setdefault(schema.FRAMES, options.frame_dim)
         sources.setdefault(schema.FRAMES, None)
         if found != options.frame_dim:
-            raise UserError(f"is {options.frame_dim}, but the features are {found} wide", field="frame_dim")
+            raise UserError(f"is {options.frame_dim}, but the features are {found} wide", field="--frame_dim")
         if options.frame_dim < 1:
-            raise UserError(f"is {options.frame_dim}, must be at least 1", field="frame_dim")
+            raise UserError(f"is {options.frame_dim}, must be at least 1", field="--frame_dim")
     return sources, dims
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="vidsim convert table",
         description="Convert a table of videos (one a row) to a data set folder.",
         epilog=_EPILOG,

@@ -65,6 +65,8 @@ def test_clip_pairs_are_averaged_and_of_two_clips() -> None:
         {"vid1": "b", "vid2": "a", "score": 2.5},
         {"vid1": "a", "vid2": "a", "score": 5.0},
         {"vid1": "c", "vid2": "a", "score": 0.0},
+        {"vid1": "", "vid2": "a", "score": 1.0},
+        {"vid1": "a", "vid2": None, "score": 1.0},
     ]
     pairs = msvd.clip_pairs(rows)
     assert list(zip(pairs.id1, pairs.id2, pairs.score.tolist(), strict=True)) == [("a", "b", 0.75), ("a", "c", 0.0)]

@@ -150,7 +150,9 @@ def test_concat_refuses_nothing_other_streams_and_shared_ids(write_data_set: Wri
     with pytest.raises(UserError, match="no data set"):
         concat_videos([])
     wide = write_data_set([{"id": "w"}], "wide", streams={"frames": 8})
-    with pytest.raises(UserError, match=r"wide, field 'streams': has frames of width 8.* but .*first has frames of width 4"):
+    with pytest.raises(
+        UserError, match=r"wide, field 'streams': has frames of width 8.* but .*first has frames of width 4"
+    ):
         concat_videos([first, open_videos(wide)])
     shared = open_videos(write_data_set([{"id": "w"}, {"id": "v2"}], "shared"))
     with pytest.raises(

@@ -245,7 +245,7 @@ def test_planted_errors_are_listed_with_their_place(tmp_path: Path) -> None:
 def test_bad_numbers_are_refused(tmp_path: Path, field: str, value: int) -> None:
     with pytest.raises(UserError) as caught:
         generate(tmp_path / "out", GeneratorConfig(**{field: value}))  # type: ignore[arg-type]
-    assert caught.value.field == field
+    assert caught.value.field == f"--{field}"
     assert not (tmp_path / "out").exists()
 
 

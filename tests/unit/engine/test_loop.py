@@ -156,7 +156,7 @@ def test_clipping(run: SmallRun, limit: float | None, after: list[float]) -> Non
 
 @pytest.mark.parametrize("bad", [(float("nan"), 0.0), (float("inf"), 1.0)])
 def test_a_loss_that_is_not_finite_stops_before_the_update(run: SmallRun, bad: tuple[float, float]) -> None:
-    with pytest.raises(UserError, match=r"record step 2: not finite: linear (nan|inf), .*: row 2\."):
+    with pytest.raises(UserError, match=r"step 2: not finite: linear (nan|inf), .*: row 2\."):
         go(run.trainer(checkpoint_every_steps=1), stage((1.0, 0.0), (0.0, 0.0), bad))
     assert run.module.weight.tolist() == [0.0, 2.0]
     assert run.steps("loss") == [1, 2]
@@ -183,7 +183,7 @@ def test_only_the_first_ids_are_shown(run: SmallRun) -> None:
 
 def test_a_metric_that_is_not_finite_stops(run: SmallRun) -> None:
     run.scores = iter([float("nan")])
-    with pytest.raises(UserError, match="record step 1: score is nan"):
+    with pytest.raises(UserError, match="step 1: score is nan"):
         go(run.trainer(), stage((0.0, 0.0)))
     assert run.lines("score") == []
 
@@ -269,6 +269,26 @@ def test_micro_batches_are_one_batch(tmp_path: Path) -> None:
     go(trainer, Stage(num_steps=2, schedule=CONSTANT, batches=lambda start: rows(*values)(2 * start)))
     torch.testing.assert_close(split.module.weight, whole.module.weight)
     assert split.lines("loss") == pytest.approx(whole.lines("loss"))
+
+
+def test_randomness_follows_seed_step_and_micro_step(tmp_path: Path) -> None:
+    class Noisy(Toy):
+        def forward(self, batch: Batch, window: int) -> dict[str, torch.Tensor]:
+            drawn.append(torch.rand(()).item())
+            return super().forward(batch, window)
+
+    draws: list[list[float]] = []
+    for number in range(2):
+        drawn: list[float] = []
+        small = SmallRun(tmp_path / str(number))
+        small.module = Noisy()
+        torch.manual_seed(number)  # what was drawn before does not matter
+        batches = rows(*[(0.0, 0.0)] * 6)
+        trainer = small.trainer(gradient_accumulation_steps=2)
+        go(trainer, Stage(num_steps=3, schedule=CONSTANT, batches=lambda start, rows=batches: rows(2 * start)))
+        draws.append(drawn)
+    assert draws[0] == draws[1]
+    assert len(set(draws[0])) == 6
 
 
 def interrupted(stages: Sequence[Stage], step: int) -> list[Stage]:

@@ -82,8 +82,9 @@ def test_a_run_that_died_before_its_first_checkpoint_is_started_anew(tmp_path: P
         assert not again.is_resumed
         assert not again.metrics.exists()
         assert again.run_id != run.run_id
-    with pytest.raises(UserError, match=r"seed: 1 -> 2.*delete the folder, which holds no checkpoint"):
-        RunFolder.create(tmp_path, CONFIG.replace("seed: 1", "seed: 2"), False)
+    mended = CONFIG.replace("seed: 1", "seed: 2")
+    with RunFolder.create(tmp_path, mended, False):
+        assert (tmp_path / "config.yaml").read_text() == mended
 
 
 def test_a_changed_configuration_is_named(tmp_path: Path) -> None:

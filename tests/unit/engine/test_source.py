@@ -75,8 +75,8 @@ def test_any_folder_with_a_config_is_taken_as_it_is(tmp_path: Path) -> None:
     assert checkpoint_of(tmp_path) == tmp_path
 
 
-@pytest.mark.parametrize("name", ["", "nowhere"])
-def test_nothing_there(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "message"), [("", "holds no checkpoint"), ("nowhere", "no such folder")])
+def test_nothing_there(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(UserError, match=message):
         checkpoint_of(tmp_path / name)

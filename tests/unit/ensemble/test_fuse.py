@@ -153,7 +153,7 @@ def test_planted_faults_are_named(line: str, message: str) -> None:
 
 def test_members_swapped_on_apply(tmp_path: Path) -> None:
     run("a b --out f")
-    with pytest.raises(UserError, match=r"new_b: has width 4, member 1 of the projection \(a\) 6"):
+    with pytest.raises(UserError, match=r"new_b: has width 4, but member 1 of the projection \(a\) has 6"):
         run("new_b new_a --apply f --out g")
 
 

@@ -70,7 +70,7 @@ def test_members_in_another_order_or_number_are_refused() -> None:
         projection.apply(pair[::-1])
     with pytest.raises(UserError, match="fuses 2 members, 1 are given"):
         projection.apply(pair[:1])
-    with pytest.raises(UserError, match=r"has width 5, member 2 of the projection .* 6"):
+    with pytest.raises(UserError, match=r"has width 5, but member 2 of the projection .* has 6"):
         projection.apply([pair[0], make("b", 5, 1)])
 
 

@@ -358,5 +358,5 @@ def test_command_line(clean_source: Path, tmp_path: Path, capsys: pytest.Capture
     manifest = open_videos(tmp_path / "out" / "pairwise").manifest
     assert manifest.streams["frames"].extractor is None  # not the competition's width
     assert manifest.created_by["command"].startswith("vidsim convert aiac ")
-    with pytest.raises(UserError, match="field 'num_processes': is 0"):
+    with pytest.raises(UserError, match="--num_processes: is 0"):
         main([*argv, "--num_processes", "0"])

@@ -235,9 +235,7 @@ class EmbeddingWriter:
             index = read_index(self.folder)
             self._require_same(index["metadata"], index["dim"], self.folder / INDEX_FILE)
             if index["shards"] != self._shards:
-                raise UserError(
-                    f"the shards are not those of {INDEX_FILE}", file=self.folder, fix=_START_AFRESH
-                )
+                raise UserError(f"the shards are not those of {INDEX_FILE}", file=self.folder, fix=_START_AFRESH)
             if self._expected_rows not in (None, index["num_rows"]):
                 message = f"is complete with {index['num_rows']:,} rows, not {self._expected_rows:,}"
                 raise UserError(message, file=self.folder, fix=_START_AFRESH)

@@ -105,9 +105,7 @@ def read_manifest(folder: str | Path) -> Manifest:
             field="schema_version",
             fix="convert the data again, or install the vidsim that wrote it",
         )
-    shards = tuple(
-        _read_shard(entry, index, path) for index, entry in enumerate(_get(content, "shards", list, path))
-    )
+    shards = tuple(_read_shard(entry, index, path) for index, entry in enumerate(_get(content, "shards", list, path)))
     manifest = Manifest(
         num_videos=_count(content, "num_videos", path),
         streams=_read_streams(_get(content, "streams", dict, path), path),
@@ -195,9 +193,7 @@ def _read_shard(entry: object, index: int, path: Path) -> ShardInfo:
         sha256=digest,
         num_bytes=_count(entry, "num_bytes", path, where=where) if "num_bytes" in entry else None,
         source=_get(entry, "source", str, path, where=where) if "source" in entry else None,
-        source_sha256=_get(entry, "source_sha256", str, path, where=where)
-        if "source_sha256" in entry
-        else None,
+        source_sha256=_get(entry, "source_sha256", str, path, where=where) if "source_sha256" in entry else None,
         extra={key: value for key, value in entry.items() if key not in _SHARD_KEYS},
     )
 
@@ -209,9 +205,7 @@ def _count(content: dict[str, Any], key: str, path: Path, where: str = "") -> in
     return value
 
 
-def _get(
-    content: dict[str, Any], key: str, kind: type, path: Path, where: str = "", default: Any = None
-) -> Any:
+def _get(content: dict[str, Any], key: str, kind: type, path: Path, where: str = "", default: Any = None) -> Any:
     value = content.get(key, default)
     # bool is a subclass of int; `true` is no count.
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

@@ -50,9 +50,7 @@ def check_row(row: Mapping[str, Any], streams: Mapping[str, int]) -> dict[str, A
         cells[name], cells[count] = _check_vectors(name, row.get(name, b""), row.get(count), dim)
     unknown = row.keys() - cells.keys()
     if unknown:
-        raise FieldError(
-            str(min(unknown, key=str)), "is no column of this data set", f"use {', '.join(cells)}"
-        )
+        raise FieldError(str(min(unknown, key=str)), "is no column of this data set", f"use {', '.join(cells)}")
     return cells
 
 
@@ -89,9 +87,7 @@ def _check_tags(value: object) -> list[str]:
     for tag in value:
         _check_text(schema.TAGS, tag)
         if not is_plain_line(tag):
-            raise FieldError(
-                schema.TAGS, f"the tag {tag!r:.60} is empty or holds control characters or outer blanks"
-            )
+            raise FieldError(schema.TAGS, f"the tag {tag!r:.60} is empty or holds control characters or outer blanks")
     return list(value)
 
 

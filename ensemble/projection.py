@@ -105,7 +105,9 @@ class Projection:
         for number, (member, given) in enumerate(zip(self.members, embeddings, strict=True), 1):
             model = given.metadata.get("model")
             if given.dim != member.dim:
-                message = f"has width {given.dim}, but member {number} of the projection ({member.name}) has {member.dim}"
+                message = (
+                    f"has width {given.dim}, but member {number} of the projection ({member.name}) has {member.dim}"
+                )
                 raise UserError(message, file=given.name, fix=fix)
             if model is not None and member.model is not None and model != member.model:
                 message = f"was made by another model than member {number} of the projection ({member.name})"

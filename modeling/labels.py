@@ -104,9 +104,7 @@ def fit_label_transform(kind: LabelKind, labels: ArrayLike) -> LabelTransform:
     return _transform(kind, knots, targets)
 
 
-def self_distilled_labels(
-    labels: ArrayLike, cosines: ArrayLike, label_weight: float = 0.7
-) -> NDArray[np.float64]:
+def self_distilled_labels(labels: ArrayLike, cosines: ArrayLike, label_weight: float = 0.7) -> NDArray[np.float64]:
     """`w * label + (1 - w) * cosine`: targets softened by the answers of a model trained before.
 
     Sixth place of AIAC 2021: .7 of the label, .3 of the model's own cosine, then training again. Cosines

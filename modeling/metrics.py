@@ -132,9 +132,7 @@ def bootstrap(
         raise ValueError(f"only {len(values)} of {num_resamples} resamples have a value; too few pairs")
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(values, [tail, 1.0 - tail])
-    return Interval(
-        value=value, low=float(low), high=float(high), confidence=confidence, num_resamples=len(values)
-    )
+    return Interval(value=value, low=float(low), high=float(high), confidence=confidence, num_resamples=len(values))
 
 
 def recall_at_k(scores: ArrayLike, relevant: ArrayLike, k: int) -> float:
@@ -177,17 +175,13 @@ def _checked(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     first, second = np.asarray(predictions, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     if first.ndim != 1 or first.shape != second.shape:
-        raise ValueError(
-            f"predictions {first.shape} and labels {second.shape} must be two lists of one length"
-        )
+        raise ValueError(f"predictions {first.shape} and labels {second.shape} must be two lists of one length")
     if len(first) < at_least:
         raise ValueError(f"needs at least {at_least} values, there are {len(first)}")
     for name, values in (("prediction", first), ("label", second)):
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
-            raise ValueError(
-                f"{len(bad)} of {len(values)} {name}s are not finite, first at {bad[0]}: {values[bad[0]]}"
-            )
+            raise ValueError(f"{len(bad)} of {len(values)} {name}s are not finite, first at {bad[0]}: {values[bad[0]]}")
     return first, second
 
 
@@ -210,9 +204,7 @@ def _is_constant(values: NDArray[np.float64]) -> bool:
 def _ordered_relevance(scores: ArrayLike, relevant: ArrayLike) -> NDArray[np.bool_]:
     values, truth = np.asarray(scores, dtype=np.float64), np.asarray(relevant, dtype=bool)
     if values.ndim != 2 or values.shape != truth.shape:
-        raise ValueError(
-            f"scores {values.shape} and relevant {truth.shape} must have one shape [queries, items]"
-        )
+        raise ValueError(f"scores {values.shape} and relevant {truth.shape} must have one shape [queries, items]")
     if not np.isfinite(values).all():
         raise ValueError("a score is not finite")
     without = np.flatnonzero(~truth.any(axis=1))

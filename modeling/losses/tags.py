@@ -99,9 +99,7 @@ def sampled_softmax(
             carried = torch.zeros_like(others, dtype=torch.bool)
             carried[tag_rows, tag_ids] = True
         else:
-            log_count = log_uniform_log_probability(negatives, tag_embedding.shape[0]) + math.log(
-                len(negatives)
-            )
+            log_count = log_uniform_log_probability(negatives, tag_embedding.shape[0]) + math.log(len(negatives))
             others = query @ tag_embedding[negatives].T + (bias[negatives] - log_count)  # [B, S]
             hits = (tag_ids[:, None] == negatives[None, :]).to(others)  # [P, S]
             carried = torch.zeros_like(others).index_add(0, tag_rows, hits) > 0

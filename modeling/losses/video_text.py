@@ -91,9 +91,7 @@ def matching(
     Returns:
         float scalar; 0 with zero gradient if no row is valid. Adds up over ranks and micro-batches.
     """
-    per_row = 0.5 * (
-        functional.softplus(-full_precision(matched)) + functional.softplus(full_precision(mismatched))
-    )
+    per_row = 0.5 * (functional.softplus(-full_precision(matched)) + functional.softplus(full_precision(mismatched)))
     count: Tensor | float = per_row.shape[0]
     if valid is not None:
         per_row = per_row.masked_fill(~valid.bool(), 0.0)

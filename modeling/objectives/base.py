@@ -67,9 +67,7 @@ class WindowContext:
             ValueError: The window has no such micro-batch.
         """
         if not 0 <= index < len(self.frame_offsets):
-            raise ValueError(
-                f"the window has {len(self.frame_offsets)} micro-batches, there is no number {index}"
-            )
+            raise ValueError(f"the window has {len(self.frame_offsets)} micro-batches, there is no number {index}")
         return dataclasses.replace(self, micro_batch=index)
 
     def generator(self, *, local: bool) -> torch.Generator:
@@ -164,6 +162,4 @@ def _denominators(
 def _on_device(count: Tensor | float, device: torch.device | str) -> Tensor:
     if isinstance(count, Tensor):
         return count.to(device, torch.float32)
-    return torch.full(
-        (), count, dtype=torch.float32, device=device
-    )  # a fill; a copy would wait for the device
+    return torch.full((), count, dtype=torch.float32, device=device)  # a fill; a copy would wait for the device

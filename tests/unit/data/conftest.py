@@ -29,9 +29,7 @@ def write_data_set(tmp_path: Path) -> DataSetWriter:
         folder = tmp_path / name
         infos = []
         for number, part in enumerate(np.array_split(np.arange(len(rows)), num_shards)):
-            with ShardWriter(
-                folder / f"data-{number:05d}.arrow", streams, source=f"source_{number}"
-            ) as writer:
+            with ShardWriter(folder / f"data-{number:05d}.arrow", streams, source=f"source_{number}") as writer:
                 for row in part.tolist():
                     writer.write(rows[row])
             infos.append(writer.info)

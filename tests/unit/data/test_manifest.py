@@ -55,9 +55,7 @@ def test_no_folder(tmp_path: Path) -> None:
 
 def test_no_manifest_names_the_data_sets_inside(tmp_path: Path, write_data_set: Write, rows: Rows) -> None:
     write_data_set(rows, "pairwise")
-    with pytest.raises(
-        UserError, match=r"holds no manifest.json.*name one of the data sets inside it: pairwise"
-    ):
+    with pytest.raises(UserError, match=r"holds no manifest.json.*name one of the data sets inside it: pairwise"):
         read_manifest(tmp_path)
 
 

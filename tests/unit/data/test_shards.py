@@ -41,9 +41,7 @@ def test_bytes_and_array_are_the_same_row(tmp_path: Path) -> None:
         writer.write({"id": "a", "frames": frames})
         writer.write({"id": "b", "frames": frames.tobytes(), "num_frames": 3})
         writer.write({"id": "c", "frames": memoryview(frames.tobytes()), "num_frames": np.int64(3)})
-        writer.write(
-            {"id": "d", "frames": np.asfortranarray(frames)}
-        )  # another memory order, the same numbers
+        writer.write({"id": "d", "frames": np.asfortranarray(frames)})  # another memory order, the same numbers
         frames[:] = 7  # the caller's buffer is free again after `write`
     write_manifest(tmp_path, [writer.info], {"frames": StreamInfo(dim=2)}, has_tags=False)
     for row in open_videos(tmp_path):
@@ -160,9 +158,7 @@ def test_duplicate_ids_name_both_records(tmp_path: Path) -> None:
             for id in ids:
                 writer.write({"id": id})
         infos.append(writer.info)
-    with pytest.raises(
-        UserError, match=r"'b' stands twice: row 1 of data-00000.arrow and row 1 of data-00001.arrow"
-    ):
+    with pytest.raises(UserError, match=r"'b' stands twice: row 1 of data-00000.arrow and row 1 of data-00001.arrow"):
         write_manifest(tmp_path, infos, {"frames": StreamInfo(dim=2)}, has_tags=False)
     assert not (tmp_path / "manifest.json").exists()
 

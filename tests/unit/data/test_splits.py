@@ -67,9 +67,7 @@ def test_video_disjoint_folds(pairs: Pairs, num_folds: int, seed: int) -> None:
         validation = videos_of(pairs, split.validation)
         assert not videos_of(pairs, split.train) & validation
         assert split.overlap == 0
-        for id1, id2 in zip(
-            *(getattr(pairs.take(split.dropped), name) for name in ("id1", "id2")), strict=True
-        ):
+        for id1, id2 in zip(*(getattr(pairs.take(split.dropped), name) for name in ("id1", "id2")), strict=True):
             assert id1 in validation or id2 in validation  # dropped for a reason
         validated[split.validation] += 1
     assert (validated == 1).all()
@@ -202,9 +200,7 @@ def test_describe_states_the_overlap() -> None:
     pairs = make_pairs(np.array([[5, 10], [5, 6], [1, 6], [11, 21]]))
     text = describe(split_pairs(pairs, "pair_or", 0, 5), pairs)
     assert "overlap train/validation: 1 of 2 videos (50.0%)  <- these videos leak" in text
-    text = describe(
-        split_fractions(make_pairs(np.arange(40).reshape(20, 2))), make_pairs(np.arange(40).reshape(20, 2))
-    )
+    text = describe(split_fractions(make_pairs(np.arange(40).reshape(20, 2))), make_pairs(np.arange(40).reshape(20, 2)))
     assert "train              14 pairs   70.0%         28 videos" in text
     assert "overlap train/validation: 0 of 6 videos (0.0%)" in text
     assert "overlap train/test: 0 videos" in text

@@ -39,9 +39,7 @@ def plant(folder: Path, **columns: list[Any]) -> None:
         table = reader.read_all()
     for name, values in columns.items():
         position = table.schema.names.index(name)
-        table = table.set_column(
-            position, table.schema.field(name), pa.array(values, table.schema.field(name).type)
-        )
+        table = table.set_column(position, table.schema.field(name), pa.array(values, table.schema.field(name).type))
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -83,9 +81,7 @@ def test_every_flipped_bit_is_found(write_data_set: Write, rows: Rows) -> None:
         assert "data-00000.arrow" in found[0]
 
 
-def test_damage_is_reported_and_the_rest_still_checked(
-    converted: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damage_is_reported_and_the_rest_still_checked(converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = converted / "pairwise" / "data-00001.arrow"
     content = bytearray(path.read_bytes())
     content[-100] ^= 1

@@ -55,18 +55,14 @@ def test_applied_to_new_videos_nothing_is_fitted() -> None:
     projection = fit_projection(pair, [0.5, 0.5], 4)
     new = [make("a", 6, 7, ["n1", "n2", "n3"]), make("b", 4, 8, ["n1", "n2", "n3"])]
     all_three = projection.apply(new)[1]
-    alone = projection.apply(
-        [Embeddings(["n2"], each.vectors[1:2], each.metadata, each.name) for each in new]
-    )[1]
+    alone = projection.apply([Embeddings(["n2"], each.vectors[1:2], each.metadata, each.name) for each in new])[1]
     np.testing.assert_allclose(alone[0], all_three[1], atol=1e-7)
 
 
 def test_members_in_another_order_or_number_are_refused() -> None:
     pair = [make("a", 6, 0), make("b", 6, 1)]
     projection = fit_projection(pair, [0.5, 0.5], 4)
-    with pytest.raises(
-        UserError, match=r"emb/b: was made by another model than member 1 .*\(a\).*Fix: .* a, b"
-    ):
+    with pytest.raises(UserError, match=r"emb/b: was made by another model than member 1 .*\(a\).*Fix: .* a, b"):
         projection.apply(pair[::-1])
     with pytest.raises(UserError, match="fuses 2 members, 1 are given"):
         projection.apply(pair[:1])

@@ -36,13 +36,9 @@ def random_case(num_videos: int = 60, num_pairs: int = 200) -> tuple[Embeddings,
     vectors = generator.standard_normal((num_videos, 5)).astype(np.float32)
     # Distinct pairs of distinct videos: nothing ties, so rounding cannot change a rank.
     rows = np.stack(np.triu_indices(num_videos, 1))[:, generator.permutation(1770)[:num_pairs]]
-    score = np.clip(
-        np.round((pair_cosines(vectors, *rows) + generator.standard_normal(num_pairs)) * 10) / 20, 0, 1
-    )
+    score = np.clip(np.round((pair_cosines(vectors, *rows) + generator.standard_normal(num_pairs)) * 10) / 20, 0, 1)
     ids = [f"v{i}" for i in range(num_videos)]
-    return Embeddings(ids, vectors, name="emb/r"), Pairs(
-        [ids[i] for i in rows[0]], [ids[i] for i in rows[1]], score
-    )
+    return Embeddings(ids, vectors, name="emb/r"), Pairs([ids[i] for i in rows[0]], [ids[i] for i in rows[1]], score)
 
 
 def test_hand_computed_spearman_mse_and_pearson() -> None:
@@ -137,9 +133,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_embeddings(tmp_path / "a", emb.ids, emb.vectors)
     write_embeddings(tmp_path / "b", emb.ids[::-1], -emb.vectors[::-1])  # the same cosines, another order
     write_pairs(tmp_path / "pairs.tsv", pairs)
-    (tmp_path / "groups.tsv").write_text(
-        "".join(f"v{i}\t{'even' if i % 2 == 0 else 'odd'}\n" for i in range(60))
-    )
+    (tmp_path / "groups.tsv").write_text("".join(f"v{i}\t{'even' if i % 2 == 0 else 'odd'}\n" for i in range(60)))
     arguments = [str(tmp_path / name) for name in ("a", "b", "pairs.tsv")]
     arguments += [
         "--by",
@@ -154,9 +148,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "even | odd" in out
     assert "predictions without ties reach at most 0.9" in out
     scores = json.loads((tmp_path / "out.json").read_text())["scores"]
-    assert [score["group"] for score in scores] == ["all"] * 2 + ["even"] * 2 + ["even | odd"] * 2 + [
-        "odd"
-    ] * 2
+    assert [score["group"] for score in scores] == ["all"] * 2 + ["even"] * 2 + ["even | odd"] * 2 + ["odd"] * 2
     assert sum(score["num_pairs"] for score in scores[2::2]) == 200
     assert scores[1]["difference"] == pytest.approx(0, abs=1e-9)
     expected = spearmanr(cosines_of_pairs(emb, pairs), pairs.score).statistic

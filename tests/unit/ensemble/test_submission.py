@@ -227,9 +227,7 @@ def test_score_is_that_of_the_organisers_evaluator(tmp_path: Path) -> None:
 
 
 def test_score_faults(tmp_path: Path) -> None:
-    submission = read_submission(
-        pack(tmp_path / "r.zip", {"a": [1, 0], "b": [2, 0], "c": [3, 0]}), ["a", "b", "c"]
-    )
+    submission = read_submission(pack(tmp_path / "r.zip", {"a": [1, 0], "b": [2, 0], "c": [3, 0]}), ["a", "b", "c"])
     score = np.array([0.1, 0.2, 0.3])
     with pytest.raises(UserError, match="constant predictions"):
         score_submission(submission, Pairs(["a", "a", "b"], ["b", "c", "c"], score))

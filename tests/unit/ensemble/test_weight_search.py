@@ -46,9 +46,7 @@ def test_ascent_comes_close_to_a_fine_search() -> None:
     cosines, labels = noisy([0.2, 0.3, 0.4, 0.8])
     steps = [i / 10 for i in range(11)]
     best = max(
-        value((a, b, c, 1 - a - b - c), cosines, labels)
-        for a, b, c in product(steps, repeat=3)
-        if a + b + c <= 1
+        value((a, b, c, 1 - a - b - c), cosines, labels) for a, b, c in product(steps, repeat=3) if a + b + c <= 1
     )
     assert value(best_weights(cosines, labels), cosines, labels) >= best - 1e-6
 

@@ -42,9 +42,7 @@ def make_text_config(family: str) -> PreTrainedConfig:
         case "bert":
             return BertConfig(**sizes)
         case "roberta":
-            return RobertaConfig(
-                **{**sizes, "max_position_embeddings": 42}, pad_token_id=1, type_vocab_size=1
-            )
+            return RobertaConfig(**{**sizes, "max_position_embeddings": 42}, pad_token_id=1, type_vocab_size=1)
         case "xlm-roberta":
             return XLMRobertaConfig(**sizes, pad_token_id=1, type_vocab_size=1)
         case "electra":
@@ -82,8 +80,7 @@ def make_batch(seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     lengths = {"text": (9, 5, 7), "frames": (8, 3, 0), "audio": (4, 2, 4)}
     masks = {
-        name: (torch.arange(max(of_rows)) < torch.tensor(of_rows)[:, None]).long()
-        for name, of_rows in lengths.items()
+        name: (torch.arange(max(of_rows)) < torch.tensor(of_rows)[:, None]).long() for name, of_rows in lengths.items()
     }
     return {
         "input_ids": torch.randint(5, VOCAB_SIZE, (3, 9), generator=generator),

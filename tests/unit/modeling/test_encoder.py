@@ -52,9 +52,7 @@ def test_padding_does_not_matter(family: str, layout: str, encoder_of: EncoderOf
             close = {"rtol": 0, "atol": 1e-5}
             torch.testing.assert_close(together.embedding[row], alone.embedding[0], **close)
             torch.testing.assert_close(together.text_hidden[row, :num_tokens], alone.text_hidden[0], **close)
-            torch.testing.assert_close(
-                together.frame_hidden[row, :num_frames], alone.frame_hidden[0], **close
-            )
+            torch.testing.assert_close(together.frame_hidden[row, :num_frames], alone.frame_hidden[0], **close)
             torch.testing.assert_close(together.cls_hidden[row], alone.cls_hidden[0], **close)
             real = together.last_hidden_state[row][together.mask[row]]
             torch.testing.assert_close(real, alone.last_hidden_state[0], **close)
@@ -114,9 +112,7 @@ def test_same_as_the_text_encoder_called_by_hand(encoder_of: EncoderOf, batch: B
 
 
 @pytest.mark.parametrize(("family", "first"), [("bert", 0), ("roberta", 2), ("modernbert", 0)])
-def test_positions_restart_for_each_stream(
-    family: str, first: int, encoder_of: EncoderOf, batch: Batch
-) -> None:
+def test_positions_restart_for_each_stream(family: str, first: int, encoder_of: EncoderOf, batch: Batch) -> None:
     model, seen = encoder_of(family), []
     model.text.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True
@@ -164,9 +160,7 @@ def test_unmasked_pooling_has_the_published_bug(kind: str, encoder_of: EncoderOf
 def test_hidden_mean_is_the_masked_mean(encoder_of: EncoderOf, batch: Batch) -> None:
     model = encoder_of(pooling="first")
     output = model(**batch)
-    by_hand = torch.stack(
-        [h[m].mean(dim=0) for h, m in zip(output.last_hidden_state, output.mask, strict=True)]
-    )
+    by_hand = torch.stack([h[m].mean(dim=0) for h, m in zip(output.last_hidden_state, output.mask, strict=True)])
     torch.testing.assert_close(model.hidden_mean(output), by_hand)
 
 
@@ -234,9 +228,7 @@ def test_last_layer(family: str, encoder_of: EncoderOf) -> None:
         ({"ocr_features": torch.zeros(3, 1, 1)}, "ocr_features: no such input"),
     ],
 )
-def test_wrong_inputs_are_named(
-    change: dict[str, Any], message: str, encoder_of: EncoderOf, batch: Batch
-) -> None:
+def test_wrong_inputs_are_named(change: dict[str, Any], message: str, encoder_of: EncoderOf, batch: Batch) -> None:
     with pytest.raises(ValueError, match=message):
         encoder_of()(**{**batch, **change})
 

@@ -146,27 +146,19 @@ def test_a_tokenizer_that_does_not_fit_is_refused(
 ) -> None:
     _save(AutoModel.from_config(text_config_of("bert")), tmp_path / "bert")
     with pytest.raises(ValueError, match="290 tokens, the encoder only 60"):
-        VideoTextEncoder.from_text_checkpoint(
-            tmp_path / "bert", tokenizer=tokenizer_of("roberta"), **SETTINGS
-        )
+        VideoTextEncoder.from_text_checkpoint(tmp_path / "bert", tokenizer=tokenizer_of("roberta"), **SETTINGS)
     _save(AutoModel.from_config(text_config_of("roberta")), tmp_path / "roberta")
     with pytest.raises(ValueError, match=r"pads with 0, config\.json says 1"):
-        VideoTextEncoder.from_text_checkpoint(
-            tmp_path / "roberta", tokenizer=tokenizer_of("bert"), **SETTINGS
-        )
+        VideoTextEncoder.from_text_checkpoint(tmp_path / "roberta", tokenizer=tokenizer_of("bert"), **SETTINGS)
 
 
-@pytest.mark.parametrize(
-    ("family", "first"), [("bert", 0), ("roberta", 2), ("electra", 0), ("modernbert", 0)]
-)
+@pytest.mark.parametrize(("family", "first"), [("bert", 0), ("roberta", 2), ("electra", 0), ("modernbert", 0)])
 def test_first_position(family: str, first: int, text_config_of: TextConfigOf) -> None:
     assert first_position(AutoModel.from_config(text_config_of(family))) == first
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_mlm_head_scores_as_the_checkpoint_does(
-    family: str, text_config_of: TextConfigOf, tmp_path: Path
-) -> None:
+def test_mlm_head_scores_as_the_checkpoint_does(family: str, text_config_of: TextConfigOf, tmp_path: Path) -> None:
     config = text_config_of(family)
     source = AutoModelForMaskedLM.from_config(config).eval()
     _save(source, tmp_path)
@@ -182,9 +174,7 @@ def test_mlm_head_scores_as_the_checkpoint_does(
     torch.testing.assert_close(ours, source(ids).logits, rtol=0, atol=1e-5)
 
 
-def test_mlm_head_of_a_checkpoint_without_one_stays_fresh(
-    text_config_of: TextConfigOf, tmp_path: Path
-) -> None:
+def test_mlm_head_of_a_checkpoint_without_one_stays_fresh(text_config_of: TextConfigOf, tmp_path: Path) -> None:
     _save(AutoModel.from_config(text_config_of("bert")), tmp_path)
     head = MlmHead(32, 32, 60)
     before = {name: value.clone() for name, value in head.state_dict().items()}
@@ -200,9 +190,7 @@ def test_mlm_head_of_another_size_is_reported(text_config_of: TextConfigOf, tmp_
 
 
 def test_mlm_head_of_a_model_that_never_has_one(tmp_path: Path) -> None:
-    GPT2Model(GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1, n_positions=4)).save_pretrained(
-        tmp_path
-    )
+    GPT2Model(GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1, n_positions=4)).save_pretrained(tmp_path)
     assert len(load_mlm_head(tmp_path, MlmHead(4, 4, 9)).missing) == 5
 
 

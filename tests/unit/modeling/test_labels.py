@@ -119,9 +119,7 @@ def test_refuses_what_has_no_meaning() -> None:
 
 
 def test_self_distilled_labels_by_hand() -> None:
-    assert self_distilled_labels([1.0, 0.0, 0.5], [0.5, -0.4, 0.5]).tolist() == pytest.approx(
-        [0.85, 0.0, 0.5]
-    )
+    assert self_distilled_labels([1.0, 0.0, 0.5], [0.5, -0.4, 0.5]).tolist() == pytest.approx([0.85, 0.0, 0.5])
     assert self_distilled_labels([1.0], [0.0], label_weight=0.25).tolist() == [0.25]
     with pytest.raises(ValueError, match="1 labels but 2 cosines"):
         self_distilled_labels([1.0], [0.0, 0.1])

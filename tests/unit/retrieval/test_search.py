@@ -19,9 +19,7 @@ def random_vectors(num: int, dim: int = 8, seed: int = 0) -> np.ndarray:
 
 
 def brute_force(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    units = [
-        rows.astype(np.float64) / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (queries, vectors)
-    ]
+    units = [rows.astype(np.float64) / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (queries, vectors)]
     scores = units[0] @ units[1].T
     rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return rows, np.take_along_axis(scores, rows, axis=1)
@@ -83,9 +81,7 @@ def test_vectors_without_a_direction_are_named(bad: float) -> None:
 
 def test_faults_are_named() -> None:
     index = ExactIndex(["1234567890", "1234567891", "77"], random_vectors(3))
-    with pytest.raises(
-        UserError, match=r"no video has the id '1234567892' among 3\. Fix: did you mean 123456789"
-    ):
+    with pytest.raises(UserError, match=r"no video has the id '1234567892' among 3\. Fix: did you mean 123456789"):
         index.row_of("1234567892")
     with pytest.raises(UserError, match="Fix: name an id of these embeddings"):
         index.row_of("zzz")
@@ -134,9 +130,7 @@ def test_titles_are_printed_on_one_line(tmp_path: Path, capsys: pytest.CaptureFi
         for video, title in zip("dcba", ["far", "\x1b[31mred\nline", "标题 二", "query"], strict=True):
             row = {"id": video, "title": title, "asr": "", "tags": [], "category": None}
             writer.write({**row, "frames": np.zeros((1, 2), np.float16)})
-    write_manifest(
-        tmp_path / "data", [writer.info], {"frames": StreamInfo(dim=2, extractor=None)}, has_tags=False
-    )
+    write_manifest(tmp_path / "data", [writer.info], {"frames": StreamInfo(dim=2, extractor=None)}, has_tags=False)
     write_embeddings(tmp_path / "emb", list("abcd"), angles(0, 60, 10, 180))
     arguments = [str(tmp_path / "emb"), "--query", "a", "-k", "2", "--data", str(tmp_path / "data")]
     assert main(arguments) == 0

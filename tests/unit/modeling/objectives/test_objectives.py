@@ -68,9 +68,7 @@ def make_batch() -> dict[str, Any]:
     }
 
 
-def run(
-    objective: Any, encoder: VideoTextEncoder, batch: dict[str, Any]
-) -> tuple[Tensor, Any, WindowContext]:
+def run(objective: Any, encoder: VideoTextEncoder, batch: dict[str, Any]) -> tuple[Tensor, Any, WindowContext]:
     """Loss, encoder output and window of one step that is one batch."""
     checked: Objective = objective
     window = build_window([batch], [checked], step=2, seed=1, device="cpu")

@@ -107,9 +107,7 @@ class Named(nn.Module):
             objectives.append(ContrastiveObjective(ContrastiveConfig(projection_dim=3), config))
         self.objectives = nn.ModuleList(objectives).double()
 
-    def step(
-        self, cut: Sequence[Sequence[int]], **changes: Callable[[dict[str, Any]], None]
-    ) -> dict[str, Any]:
+    def step(self, cut: Sequence[Sequence[int]], **changes: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Losses summed over the micro-batches, and the gradient of their sum, all as float64 arrays."""
         batches = [make_batch(rows) for rows in cut]
         for change in changes.values():
@@ -247,17 +245,13 @@ def test_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one micro-batch"):
         build_window([], module.objectives, step=0, seed=0, device="cpu")
     with pytest.raises(ValueError, match="two objectives of one name"):
-        build_window(
-            [make_batch([0])], [*module.objectives, module.objectives[0]], step=0, seed=0, device="cpu"
-        )
+        build_window([make_batch([0])], [*module.objectives, module.objectives[0]], step=0, seed=0, device="cpu")
     window = build_window([make_batch([0])], [], step=0, seed=0, device="cpu")
     with pytest.raises(ValueError, match="no number 1"):
         window.for_micro_batch(1)
     batch = make_batch([0, 1])
     with pytest.raises(ValueError, match="an objective needs frames"):
-        build_window(
-            [{"input_ids": batch["input_ids"]}], [module.objectives[3]], step=0, seed=0, device="cpu"
-        )
+        build_window([{"input_ids": batch["input_ids"]}], [module.objectives[3]], step=0, seed=0, device="cpu")
     batch["mfm_labels"][1, 3] = True  # row 1 has 2 frames
     window = build_window([batch], module.objectives, step=0, seed=0, device="cpu")
     output = module.encoder(**module.encoder.inputs_of(batch))
@@ -299,8 +293,7 @@ def run_rank(own: int, folder: Path) -> None:
     results = {f"gather {name}": tensor.numpy() for name, tensor in gathers()}
     for name, cuts in CUTS.items():
         results |= {
-            f"{name} {key}": value
-            for key, value in Named(contrastive=name == "uneven").step(cuts[own]).items()
+            f"{name} {key}": value for key, value in Named(contrastive=name == "uneven").step(cuts[own]).items()
         }
     np.savez(folder / f"rank{own}.npz", **results)
     dist.barrier()

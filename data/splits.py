@@ -253,10 +253,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("pairs", type=Path, help="pairs: TSV, CSV or Parquet with id1, id2, score")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--fractions", type=float, nargs=3, default=[0.7, 0.15, 0.15], metavar=("TRAIN", "VAL", "TEST"))
+    how.add_argument(
+        "--fractions",
+        type=float,
+        nargs=3,
+        default=[0.7, 0.15, 0.15],
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="shares of the three parts (default 0.7 0.15 0.15)",
+    )
     how.add_argument("--num_folds", type=int, help="write K folds, fold_0 ..., each with train and validation")
-    parser.add_argument("--method", choices=get_args(Method), default="video_disjoint", help="how to make the folds")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--method",
+        choices=get_args(Method),
+        default="video_disjoint",
+        help="how to make the folds (default %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed cuts elsewhere (default %(default)s)")
     args = parser.parse_args(argv)
     if args.num_folds is not None and args.num_folds < 2:
         raise UserError(f"{args.num_folds} is below 2", field="--num_folds")

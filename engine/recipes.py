@@ -97,6 +97,8 @@ def _problems(content: Any, schema: type, root: type, prefix: str = "") -> Itera
         if value is None and is_optional:
             continue
         if dataclasses.is_dataclass(hint):
+            if isinstance(value, str) and value.endswith((".yaml", ".yml")):
+                continue  # a file with these settings, which jsonargparse reads
             if isinstance(value, Mapping):
                 yield from _problems(value, typing.cast(type, hint), root, f"{path}.")
             else:

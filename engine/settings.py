@@ -39,6 +39,7 @@ def parse_settings(
     *,
     prog: str,
     description: str,
+    examples: Sequence[str] = (),
     default_recipe: Path | None = None,
 ) -> Settings:
     """Parse `--config a.yaml --config b.yaml --field.subfield value`.
@@ -48,6 +49,7 @@ def parse_settings(
         argv: Arguments; None takes those of the process.
         prog: Name in the help text.
         description: First lines of the help text.
+        examples: Commands for its end.
         default_recipe: Taken when there are no arguments at all.
 
     Raises:
@@ -57,7 +59,14 @@ def parse_settings(
     if not arguments and default_recipe is not None:
         arguments = ["--config", str(default_recipe)]
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [--config RECIPE.yaml ...] [--SETTING VALUE ...]",
+        description=description,
+        epilog="\n  ".join(["examples:", *examples]) if examples else None,
+        formatter_class=_HelpFormatter,
+        exit_on_error=False,
+    )
     parser.add_argument("--config", action="config", help="a recipe (YAML); may be given several times, the last wins")
     parser.add_class_arguments(schema, nested_key=None, fail_untyped=True)
     check_options(arguments, schema)
@@ -71,6 +80,15 @@ def parse_settings(
     resolved = schema(**{key: value for key, value in vars(config).items() if key != "config"})
     namespace.pop("config", None)
     return Settings(config=resolved, yaml=parser.dump(namespace, skip_validation=True, skip_unset=False))
+
+
+class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
+    """Keeps the lines of the examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("examples:"):
+            return "".join(f"{indent}{line}\n" for line in text.splitlines())
+        return super()._fill_text(text, width, indent)
 
 
 def _recipes(arguments: Sequence[str]) -> list[str]:

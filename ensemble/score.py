@@ -274,7 +274,14 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("pairs", help="TSV, CSV or Parquet: id1, id2, score")
     parser.add_argument("--by", metavar="FILE", help="lines `id<TAB>group`: score inside and across these groups too")
-    parser.add_argument("--score_range", nargs=2, type=float, default=(0.0, 1.0), metavar=("LOW", "HIGH"))
+    parser.add_argument(
+        "--score_range",
+        nargs=2,
+        type=float,
+        default=(0.0, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="scores allowed (default 0 1)",
+    )
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples; 0 = no intervals")
     parser.add_argument("--seed", type=int, default=0, help="of the resamples")
     parser.add_argument("--json", metavar="FILE", help="write the numbers here too")

@@ -78,7 +78,9 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--batch_size", type=int, default=64, help="videos a batch (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, default=0, help="loader processes (default: %(default)s)")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: %(default)s")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="of the arithmetic (default: %(default)s)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="start afresh instead of going on")
     return parser
 

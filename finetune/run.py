@@ -44,6 +44,12 @@ from vidsim.modeling.model_card import write_model_card
 from vidsim.modeling.parameters import HEADS, layer_numbers
 from vidsim.modeling.processor import VideoTextProcessor
 
+EXAMPLES = (
+    "vidsim finetune --config launch/recipes/finetune/similarity.yaml --init_from runs/pretrain/base",
+    "vidsim finetune --init_from runs/a --data.videos '[data/mine]' --data.pairs pairs.tsv --output_dir runs/b",
+    "vidsim finetune --config runs/b/config.yaml --resume",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairData:
@@ -60,7 +66,14 @@ class PairData:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the script and of `vidsim finetune`."""
-    settings = parse_settings(FinetuneConfig, argv, prog="vidsim finetune", description=__doc__ or "")
+    settings = parse_settings(
+        FinetuneConfig,
+        argv,
+        prog="vidsim finetune",
+        description="Finetune a checkpoint on labelled pairs of videos. Recipes hold the settings, options win over "
+        "recipes. `accelerate launch finetune/run.py` takes the same options.",
+        examples=EXAMPLES,
+    )
     config: FinetuneConfig = settings.config
     config.validate()
     if config.data.bundled_sample is not None:

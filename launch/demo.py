@@ -37,9 +37,19 @@ CONDITIONS = ("scratch", "pretrained")
 
 def main(argv: list[str] | None = None) -> int:
     """Run everything."""
-    parser = ArgumentParser(prog="vidsim demo", description=__doc__)
+    description = (
+        "The whole path on the bundled sample: convert, pretrain, finetune, embed, fuse, submit, check, score."
+    )
+    parser = ArgumentParser(
+        prog="vidsim demo",
+        description=f"{description} Started again, it goes on where it stopped.",
+        epilog="example: vidsim demo --jobs 1",
+    )
     parser.add_argument(
-        "--jobs", type=int, default=min(2 * len(MODELS), os.cpu_count() or 1), help="trainings at a time"
+        "--jobs",
+        type=int,
+        default=min(2 * len(MODELS), os.cpu_count() or 1),
+        help="trainings at a time (default here: %(default)s)",
     )
     jobs = parser.parse_args(argv).jobs
     start = time.monotonic()

@@ -44,12 +44,24 @@ from vidsim.pretrain.evaluate import held_out_losses, probe_spearman
 from vidsim.pretrain.module import PretrainModule
 
 DEMO_RECIPE = Path(__file__).resolve().parent.parent / "launch/recipes/pretrain/demo.yaml"
+EXAMPLES = (
+    "vidsim pretrain --config launch/recipes/pretrain/base.yaml --dry_run",
+    "vidsim pretrain --config launch/recipes/pretrain/base.yaml --optimizer.learning_rate 1e-4 --output_dir runs/a",
+    "vidsim pretrain --config launch/recipes/pretrain/job1.yaml --config launch/recipes/pretrain/scaled_down.yaml",
+    "vidsim pretrain --config runs/a/config.yaml --resume",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the script and of `vidsim pretrain`."""
     settings = parse_settings(
-        PretrainConfig, argv, prog="vidsim pretrain", description=__doc__ or "", default_recipe=DEMO_RECIPE
+        PretrainConfig,
+        argv,
+        prog="vidsim pretrain",
+        description="Pretrain the encoder on unlabelled videos. Recipes hold the settings, options win over recipes; "
+        "with neither, the demo recipe is run. `accelerate launch pretrain/run.py` takes the same options.",
+        examples=EXAMPLES,
+        default_recipe=DEMO_RECIPE,
     )
     config: PretrainConfig = settings.config
     config.validate()

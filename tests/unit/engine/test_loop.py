@@ -110,10 +110,10 @@ def run(tmp_path: Path) -> SmallRun:
     return SmallRun(tmp_path / "run")
 
 
-def rows(*values: tuple[float, float]) -> Callable[[int], list[Batch]]:
-    """Micro-batches of one row each, from a micro-batch on."""
+def rows(*values: tuple[float, float], per_step: int = 1) -> Callable[[int], list[Batch]]:
+    """Micro-batches of one row each, from a step on."""
     batches = [{"x": torch.tensor([value]), "row_ids": [f"row {i}"]} for i, value in enumerate(values)]
-    return lambda start: batches[start:]
+    return lambda step: batches[step * per_step :]
 
 
 def stage(*values: tuple[float, float], schedule: ScheduleConfig = CONSTANT) -> Stage:
@@ -266,7 +266,7 @@ def test_micro_batches_are_one_batch(tmp_path: Path) -> None:
     weights = {"linear": 0.5, "square": 0.25}
     go(whole.trainer(rate=0.1, weights=weights), Stage(num_steps=2, schedule=CONSTANT, batches=lambda start: big))
     trainer = split.trainer(rate=0.1, weights=weights, gradient_accumulation_steps=2)
-    go(trainer, Stage(num_steps=2, schedule=CONSTANT, batches=lambda start: rows(*values)(2 * start)))
+    go(trainer, Stage(num_steps=2, schedule=CONSTANT, batches=rows(*values, per_step=2)))
     torch.testing.assert_close(split.module.weight, whole.module.weight)
     assert split.lines("loss") == pytest.approx(whole.lines("loss"))
 
@@ -283,9 +283,8 @@ def test_randomness_follows_seed_step_and_micro_step(tmp_path: Path) -> None:
         small = SmallRun(tmp_path / str(number))
         small.module = Noisy()
         torch.manual_seed(number)  # what was drawn before does not matter
-        batches = rows(*[(0.0, 0.0)] * 6)
         trainer = small.trainer(gradient_accumulation_steps=2)
-        go(trainer, Stage(num_steps=3, schedule=CONSTANT, batches=lambda start, rows=batches: rows(2 * start)))
+        go(trainer, Stage(num_steps=3, schedule=CONSTANT, batches=rows(*[(0.0, 0.0)] * 6, per_step=2)))
         draws.append(drawn)
     assert draws[0] == draws[1]
     assert len(set(draws[0])) == 6

@@ -118,6 +118,7 @@ def test_a_wrong_setting_is_named_with_the_right_ones(content: dict[str, object]
     [
         "--config a.yaml --config=b.yaml --rate.learning_rate 1e-4 --num_steps null --extra null",
         "--stages [{data:[a]}] --trackers+ wandb --resume true --output_dir 12 --extra.kind linear",
+        "--rate rate.yaml --extra.kind linear",
         "--print_config --help",
     ],
 )

@@ -45,6 +45,7 @@ _POINTWISE, _PAIRWISE, _TEST_A, _TEST_B = "pointwise", "pairwise", "test_a", "te
 _PARTS = (_POINTWISE, _PAIRWISE, _TEST_A, _TEST_B)
 _TEXT_BYTES = 500  # of one video, about
 _MEAN_FRAMES = 17
+_VIDEOS_PER_PAIR = 0.94  # as published
 # Ids are an affine permutation of the numbers below this prime, so that no two are the same.
 _PRIME = 2**63 - 25
 _FACTOR = 6_364_136_223_846_793_005
@@ -120,10 +121,13 @@ def generate(out: str | Path, config: GeneratorConfig, *, num_processes: int = 1
     config = config.resolved()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("is there already and not empty", file=out, fix="choose another --out, or delete it")
+    # Before anything is drawn, for a size that no disk has would take hours to draw.
+    paired = (config.num_pairs or 0) + 2 * (config.num_test_pairs or 0)
+    about = config.num_videos + round(_VIDEOS_PER_PAIR * paired)
+    require_free_space(out, about * (_MEAN_FRAMES * config.frame_dim * 2 + _TEXT_BYTES))
     world = _world(config)
     graphs = _draw_graphs(config, world)
     num_videos = config.num_videos + sum(len(graph.latents) for graph in graphs.values())
-    require_free_space(out, num_videos * (_MEAN_FRAMES * config.frame_dim * 2 + _TEXT_BYTES))
     jobs, planted = _plan_files(config, graphs)
     write = functools.partial(_write_file, out, config)
     run_jobs(write, jobs, num_processes, total=num_videos, desc="generating", unit="videos")

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from vidsim.common.errors import UserError
-from vidsim.common.files import disk_full, read_json, require_free_space, sha256_file, sync
+from vidsim.common.files import disk_full, read_json, require_free_space, sha256_file, sync, too_large
 from vidsim.engine.ema import ExponentialMovingAverage
 from vidsim.engine.training_state import num_bytes, read_training_state, write_training_state
 
@@ -280,9 +280,7 @@ def _explained(final: Path) -> Iterator[None]:
         if number in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(final) from error
         if number == errno.EFBIG:
-            raise UserError(
-                f"a file would be larger than allowed ({text})", file=final, fix="raise the limit (ulimit -f)"
-            ) from error
+            raise too_large(final) from error
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise UserError(f"cannot be written ({text})", file=final, fix="choose another run folder") from error
         raise

@@ -247,7 +247,8 @@ def make_hooks(
     accelerator: Accelerator,
 ) -> Hooks:
     """Evaluation on held-out rows and the probe; the best checkpoint has the lowest held-out loss."""
-    held_out = corpus.held_out[: config.data.held_out_max_rows]
+    # Every n-th, so that all data sets are in it.
+    held_out = corpus.held_out[:: max(1, -(-len(corpus.held_out) // config.data.held_out_max_rows))]
     processor = cast(VideoTextProcessor, collator.processor)
     batch_size = config.loop.eval_batch_size
     if not len(held_out) and probe is None:

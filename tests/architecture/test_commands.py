@@ -21,6 +21,7 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     assert code == 0
     text = capsys.readouterr().out
     assert text.startswith(f"usage: vidsim {name}")
+    assert f"\n  vidsim {name} " in text or f"example: vidsim {name} " in text
 
 
 def test_the_list_is_what_dispatch_knows(root: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,6 +166,7 @@ def test_a_bad_line_is_named(place: Any, fault: str) -> None:
         ("convert aaic src --out out", "there is no converter 'aaic'. Fix: use aiac or table"),
         ("generate --out src", "src: is there already and not empty. Fix: choose another --out"),
         ("generate --out out --num_videos 0", "--num_videos: is 0, must be at least 1"),
+        ("generate --out out --num_videos 9999999999", "out: needs "),
         (
             "convert table nowhere.jsonl --out out",
             "nowhere.jsonl: no such file. Fix: name a JSONL, CSV, TSV or Parquet",
@@ -200,6 +204,20 @@ def test_no_room_while_converting_leaves_whole_files_only(place: Any, file_limit
         error = place.fails(*CONVERT, makes=("out",))
     assert error.startswith("out/pointwise/data-00000.arrow: grew beyond the limit on the size of a file. Fix: raise")
     assert {name for name in place.files() if name.startswith("out/")} == {"out/tags.txt"}
+
+
+def test_a_full_disk_while_converting_is_named(place: Any) -> None:
+    (place / "disk").mkdir()
+    (place / "rows.jsonl").write_text("".join(f'{{"id": "{row}", "title": "{"x" * 100}"}}\n' for row in range(2000)))
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if not shutil.which("unshare") or subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("no user namespaces here, so no disk of its own; the file size limit is tested instead")
+    convert = f'"{sys.executable}" -m vidsim.launch.cli convert table rows.jsonl --out disk/out; code=$?'
+    shell = f"mount -t tmpfs -o size=64k none disk && {convert}; find disk -type f >&2; exit $code"
+    result = subprocess.run([*command, shell], cwd=place.folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    place_and_fault = r"disk/out/data-00000\.arrow: no space left on the disk while writing \([\d,]+ bytes free\)"
+    assert re.fullmatch(rf"error: {place_and_fault}\. Fix: free .+\n", result.stderr)
 
 
 def test_a_conversion_goes_on_once_the_fault_is_mended(place: Any) -> None:

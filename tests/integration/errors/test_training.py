@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,11 +77,11 @@ def test_a_wrong_recipe_is_named_before_anything_is_written(place: Any, text: st
         ("--output_dir a_file", "a_file, field 'output_dir': cannot be made (File exists). Fix: choose another folder"),
         (
             "--output_dir runs/pre",
-            "runs/pre, field 'output_dir': already holds a run with checkpoints. Fix: add --resume true to go on with it",
+            "runs/pre, field 'output_dir': already holds a run with checkpoints. Fix: add --resume true to go on",
         ),
         (
             "--output_dir runs/pre --resume --seed 3",
-            "runs/pre/config.yaml: the run was started with another configuration; seed: 2021 -> 3. Fix: resume with the",
+            "runs/pre/config.yaml: the run was started with another configuration; seed: 2021 -> 3. Fix: resume",
         ),
     ],
 )
@@ -108,9 +109,10 @@ def test_wrong_pairs_are_named(place: Any) -> None:
     assert error == "data/pairs.tsv, line 2, field 'score': 3 is not within 0 to 1. Fix: scale the scores to 0 to 1"
     set_scores(place, lambda lines: [lines[0], "12\t13\t0.5", *good.splitlines()[2:]])
     error = place.fails(*FINETUNE)
-    assert (
-        error
-        == "data/pairs.tsv: 2 of 56 videos are not in data/pairwise, first 12, 13. Fix: name the data set that holds them"
+    assert re.fullmatch(
+        r"data/pairs.tsv: 2 of \d+ videos are not in data/pairwise, first 12, 13\. "
+        r"Fix: name the data set that holds them",
+        error,
     )
     set_scores(place, lambda lines: [line.rpartition("\t")[0] + "\t0.5" for line in good.splitlines()[1:]])
     assert place.fails(*FINETUNE).startswith("data/pairs.tsv, field 'score': all validation scores are equal")
@@ -204,7 +206,7 @@ def test_no_room_for_a_checkpoint_keeps_the_older_ones(place: Any, file_limit: A
     words = ("pretrain", "--config", "pretrain.yaml", "--resume", "--loop.max_steps", "6")
     with file_limit(30_000):
         error = place.fails(*words, is_quiet=False)
-    assert error.startswith("runs/pre/checkpoints/step_000006: a file would be larger than allowed ")
+    assert error.startswith("runs/pre/checkpoints/step_000005: grew beyond the limit on the size of a file. Fix: raise")
     assert {name for name in place.files() if "/checkpoints/" in name} == before
     place.succeeds(*words)
 
@@ -225,20 +227,19 @@ def run_apart(place: Any, *command: str, **variables: str) -> subprocess.Complet
     return subprocess.run(command, cwd=place.folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize(
-    ("size", "message"),
-    [
-        (
-            "2",
-            "error: field 'WORLD_SIZE': the environment says that 2 processes were started, but this one cannot reach",
-        ),
-        ("two", "error: field 'WORLD_SIZE': 'two' is not a number of processes. Fix: unset it, or use torchrun"),
-    ],
-)
-def test_a_world_size_set_by_hand_is_refused(place: Any, size: str, message: str) -> None:
-    result = run_apart(place, sys.executable, "-m", "vidsim.launch.cli", *PRETRAIN, WORLD_SIZE=size)
+def test_a_world_size_that_is_no_number_is_refused(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    error = place.fails(*PRETRAIN)
+    assert error == "field 'WORLD_SIZE': 'two' is not a number of processes. Fix: unset it, or use torchrun"
+
+
+def test_a_world_size_set_by_hand_is_refused(place: Any) -> None:
+    result = run_apart(place, sys.executable, "-m", "vidsim.launch.cli", *PRETRAIN, WORLD_SIZE="2")
     assert result.returncode == 2
-    assert result.stderr.startswith(message)
+    assert result.stderr.startswith(
+        "error: field 'WORLD_SIZE': the environment says that 2 processes were started, but this one cannot reach the "
+        "others. Fix: unset it to train with one; for 2: torchrun --standalone --nproc_per_node 2 "
+    )
     assert len(result.stderr.splitlines()) == 1
     assert not (place / "runs/new").exists()
 

@@ -241,7 +241,7 @@ def test_a_file_that_may_not_grow_leaves_the_old_checkpoint(tmp_path: Path) -> N
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (WIDTH * WIDTH * 2, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"step_000002: a file would be larger than allowed"):
+        with pytest.raises(UserError, match=r"step_000002: grew beyond the limit"):
             save(tmp_path, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

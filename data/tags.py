@@ -47,10 +47,6 @@ class TagVocabulary:
         class_of = self._class_of
         return sorted({class_of[tag] for tag in tags if tag in class_of})
 
-    def decode(self, classes: Iterable[int]) -> list[str]:
-        """Tags of class numbers."""
-        return [self.tags[number] for number in classes]
-
     @classmethod
     def from_file(cls, path: str | Path, size: int | None = None) -> TagVocabulary:
         """Read one tag a line: field 0 before the first tab; a number after it is the tag's count.

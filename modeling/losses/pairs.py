@@ -1,6 +1,6 @@
 """Losses on labelled pairs: how well do the cosines of N pairs follow their labels?
 
-`mse`, `bernoulli_kl`, `r_drop_cosines` and `r_drop_embeddings` are sums over items and take a global
+`mse`, `bernoulli_kl` and `r_drop_embeddings` are sums over items and take a global
 `denominator`. `lbpc` and `cosent` compare pairs with each other and have no such sum: on several ranks,
 gather cosines (with gradient) and labels, compute the loss on all N on every rank and divide by the world
 size.
@@ -121,27 +121,11 @@ def bernoulli_kl(
     return divide(per_pair.sum(), denominator, per_pair.shape[0])
 
 
-def r_drop_cosines(first: Tensor, second: Tensor, denominator: Denominator = None) -> Tensor:
-    """Squared difference of the cosines of two passes with different dropout, mean over the pairs.
-
-    R-Drop (arXiv 2106.14448) for a regression: both passes are asked for the same answer, symmetrically.
-
-    Args:
-        first: float [N], cosines of the first pass.
-        second: float [N], of the second; both have gradient.
-        denominator: Pairs in the global batch; None = N.
-
-    Returns:
-        float scalar >= 0; 0 with zero gradient if N = 0. Adds up over ranks and micro-batches.
-    """
-    difference = full_precision(first) - full_precision(second)
-    return divide(difference.square().sum(), denominator, difference.shape[0])
-
-
 def r_drop_embeddings(first: Tensor, second: Tensor, denominator: Denominator = None) -> Tensor:
     """`1 - cosine` between the embeddings of two passes with different dropout, mean over the videos.
 
-    Stronger than `r_drop_cosines`, which a common rotation of both embeddings of a pair would satisfy.
+    R-Drop (arXiv 2106.14448) on the embeddings: agreeing cosines alone would be satisfied by a common rotation of both
+    embeddings of a pair.
 
     Args:
         first: float [B, E], not necessarily normalised.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,15 @@ from vidsim.common.errors import UserError
 from vidsim.common.files import atomic_path, read_json, require_free_space, sha256_file, write_json
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """No file may grow beyond 4,096 bytes."""
+    """No file may grow beyond 4,096 bytes; not a fixture, or pytest's own report, sent to a file, could not grow."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -37,10 +40,10 @@ def test_a_file_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["a.txt"]
 
 
-@pytest.mark.usefixtures("small_files")
 def test_a_file_that_outgrows_its_limit_is_one_error(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    with pytest.raises(UserError, match=r"a\.txt: grew beyond the limit .*ulimit"), atomic_path(path) as temporary:
+    expected = pytest.raises(UserError, match=r"a\.txt: grew beyond the limit .*ulimit")
+    with small_files(), expected, atomic_path(path) as temporary:
         temporary.write_text("x" * 5000)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,6 +1,7 @@
 # make demo   the whole path on the bundled sample, on a CPU, in minutes
 # make test   lint, types, layers and the quick tests; what continuous integration runs
 # Both create .venv and install what they need; a second call finds everything in place.
+# make bench  ours against the published way of computing, timed in turn (BENCH="--quick" only checks that it runs)
 # Another interpreter: make PYTHON=python3.12 test      Another folder: make VENV=.venv312 test
 
 SHELL := bash
@@ -19,7 +20,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Two processes of one machine share its cores; more threads than that make small tensors slower.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help demo test test-all check lint types layers format wheel clean
+.PHONY: help demo test test-all bench check lint types layers format wheel clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -54,6 +55,9 @@ test: check ## lint, types, layers and the quick tests
 test-all: check ## the same with the slow tests, and the GPU tests where there is a GPU
 	@echo "== pytest, slow tests too"
 	@$(TEST_ENV) $(BIN)/python -m pytest -q --durations=15
+
+bench: $(VENV)/.installed-dev ## ours against the published way of computing, in turn; tables in runs/bench/
+	@$(BIN)/python -m tests.benchmarks.bench --out runs/bench/bench.json $(BENCH)
 
 check: lint types layers ## lint, types and layers only
 

@@ -28,8 +28,9 @@ from vidsim.data.embeddings import positions, read_embeddings
 from vidsim.data.pairs import Pairs
 from vidsim.data.splits import split_pairs
 from vidsim.engine.source import checkpoint_of
+from vidsim.ensemble.bootstrap import percentile_interval, spearman_resamples
 from vidsim.finetune.embed import embed
-from vidsim.modeling.metrics import Interval, bootstrap, spearman
+from vidsim.modeling.metrics import spearman
 
 Float64 = npt.NDArray[np.float64]
 MODALITIES = {
@@ -62,28 +63,30 @@ class Result:
     Attributes:
         name: What was judged.
         num_pairs: Pairs it was judged on.
-        pooled: Spearman of all out-of-fold cosines together, with its 95 % interval.
+        spearman: Of all out-of-fold cosines together.
+        interval: Its 95 % bootstrap interval over pairs.
         mean_of_folds: Mean of the folds' Spearman; None for what is not trained on the pairs.
     """
 
     name: str
     num_pairs: int
-    pooled: Interval
+    spearman: float
+    interval: tuple[float, float]
     mean_of_folds: float | None = None
 
     def row(self) -> str:
         """A line of a Markdown table."""
         mean = "" if self.mean_of_folds is None else f"{self.mean_of_folds:.3f}"
-        pooled = self.pooled
-        return f"| {self.name} | {self.num_pairs} | {pooled.value:.3f} [{pooled.low:.3f}, {pooled.high:.3f}] | {mean} |"
+        low, high = self.interval
+        return f"| {self.name} | {self.num_pairs} | {self.spearman:.3f} [{low:.3f}, {high:.3f}] | {mean} |"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
             "name": self.name,
             "num_pairs": self.num_pairs,
-            "spearman": self.pooled.value,
-            "interval": [self.pooled.low, self.pooled.high],
+            "spearman": self.spearman,
+            "interval": list(self.interval),
             "mean_of_folds": self.mean_of_folds,
         }
 
@@ -93,7 +96,16 @@ def judge(name: str, cosines: Float64, labels: Float64, folds: npt.NDArray[np.in
     mean = None
     if folds is not None:
         mean = float(np.mean([spearman(cosines[folds == fold], labels[folds == fold]) for fold in np.unique(folds)]))
-    return Result(name=name, num_pairs=len(labels), pooled=bootstrap(cosines, labels), mean_of_folds=mean)
+    interval = percentile_interval(spearman_resamples([cosines], labels)[:, 0])
+    if interval is None:
+        raise UserError(f"{len(labels)} pairs are too few for an interval", field=name)
+    return Result(
+        name=name,
+        num_pairs=len(labels),
+        spearman=spearman(cosines, labels),
+        interval=interval,
+        mean_of_folds=mean,
+    )
 
 
 def minilm_folder() -> Path:

@@ -9,16 +9,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
 from vidsim.data import schema
 from vidsim.data.arrow import Videos
-from vidsim.data.masking import MaskingConfig, mask_frames, mask_tokens, row_generator
+from vidsim.data.masking import MaskingConfig, mask_frames, mask_tokens, row_keys
 from vidsim.data.samplers import RowKey
 from vidsim.data.tags import TagVocabulary
 
 Batch = dict[str, Any]
+_FRAME_FEATURES = schema.feature_key(schema.FRAMES)
 
 
 class Processor(Protocol):
@@ -44,7 +46,7 @@ def encode_rows(rows: Sequence[dict[str, Any]], processor: Processor) -> Batch:
     """Encode video rows without masking; streams that the processor does not read are left out.
 
     Returns:
-        `input_ids`, `attention_mask` int64 [B, T]; for each stream features float32 [B, F, D] and mask
+        `input_ids`, `attention_mask` int64 [B, T]; for each stream features float [B, F, D] and mask
         int64 [B, F]; `row_ids`, list of B strings.
     """
     streams = {name: [row[name] for row in rows] for name in processor.streams if name in rows[0]}
@@ -62,8 +64,12 @@ class VideoRows(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: RowKey) -> dict[str, Any]:
         """A video row with its `epoch`."""
-        epoch, row = key
-        return {**self.videos[row], "epoch": epoch}
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[RowKey]) -> list[dict[str, Any]]:
+        """The rows of a batch, read at once; torch's data loader asks so, too."""
+        rows = self.videos.read([row for _, row in keys])
+        return [{**row, "epoch": epoch} for row, (epoch, _) in zip(rows, keys, strict=True)]
 
     def __len__(self) -> int:
         """Number of videos."""
@@ -100,59 +106,50 @@ class PretrainCollator:
         self.mask_text = mask_text
         self.mask_frames = mask_frames
         tokenizer = processor.tokenizer
-        self.special_ids = np.array(sorted(set(tokenizer.all_special_ids)), dtype=np.int64)
         self.mask_token_id = int(tokenizer.mask_token_id)
         self.vocab_size = len(tokenizer)
+        self.is_special = np.zeros(self.vocab_size, dtype=bool)  # by token id
+        self.is_special[tokenizer.all_special_ids] = True
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
         """Encode and mask.
 
         Returns:
             What `encode_rows` returns, and `mlm_labels` int64 [B, T], `mlm_positions` int64 [M] into B·T,
-            `mfm_labels` bool [B, F], `mfm_positions` and `frame_positions` int64 into B·F,
-            `mfm_targets` float32 [B, F, D], ragged `tag_ids` and `tag_rows`, `has_tags` bool [B].
+            `mfm_labels` bool [B, F], `mfm_positions` and `frame_positions` int64 into B·F, `mfm_targets`
+            float [B, F, D], ragged `tag_ids` and `tag_rows`, `has_tags` bool [B].
         """
         batch = encode_rows(rows, self.processor)
-        generators = [row_generator(self.seed, row["epoch"], row[schema.ID]) for row in rows]
+        keys = row_keys(self.seed, [row["epoch"] for row in rows], batch[schema.ROW_IDS])
         if self.mask_text:
-            self._mask_text(batch, generators)
-        features_key = schema.feature_key(schema.FRAMES)
-        if self.mask_frames and batch.get(features_key) is not None:
-            self._mask_frames(batch, generators, features_key)
+            self._mask_text(batch, keys)
+        if self.mask_frames and batch.get(_FRAME_FEATURES) is not None:
+            self._mask_frames(batch, keys)
         if self.tags is not None:
             self.add_tags(batch, rows, self.tags)
         return batch
 
-    def _mask_text(self, batch: Batch, generators: list[np.random.Generator]) -> None:
+    def _mask_text(self, batch: Batch, keys: npt.NDArray[np.uint64]) -> None:
         ids = batch[schema.INPUT_IDS].numpy()
-        lengths = batch[schema.ATTENTION_MASK].sum(1).tolist()
-        labels = np.full_like(ids, schema.IGNORE_INDEX)
-        maskable = ~np.isin(ids, self.special_ids)
-        masked_ids = ids.copy()
-        for row, (generator, length) in enumerate(zip(generators, lengths, strict=True)):
-            masked_ids[row, :length], labels[row, :length] = mask_tokens(
-                ids[row, :length],
-                maskable[row, :length],
-                mask_token_id=self.mask_token_id,
-                vocab_size=self.vocab_size,
-                config=self.masking,
-                generator=generator,
-            )
-        batch[schema.INPUT_IDS] = torch.from_numpy(masked_ids)
+        masked, labels = mask_tokens(
+            ids,
+            (batch[schema.ATTENTION_MASK].numpy() == 1) & ~self.is_special[ids],
+            keys,
+            mask_token_id=self.mask_token_id,
+            vocab_size=self.vocab_size,
+            config=self.masking,
+        )
+        batch[schema.INPUT_IDS] = torch.from_numpy(masked)
         batch[schema.MLM_LABELS] = torch.from_numpy(labels)
         batch["mlm_positions"] = torch.from_numpy(np.flatnonzero(labels != schema.IGNORE_INDEX))
 
-    def _mask_frames(self, batch: Batch, generators: list[np.random.Generator], features_key: str) -> None:
-        features: torch.Tensor = batch[features_key]
-        frame_mask = batch[schema.mask_key(schema.FRAMES)].numpy().astype(bool)
-        zeroed = np.zeros_like(frame_mask)
-        predicted = np.zeros_like(frame_mask)
-        for row, (generator, length) in enumerate(zip(generators, frame_mask.sum(1).tolist(), strict=True)):
-            zeroed[row, :length], predicted[row, :length] = mask_frames(
-                length, config=self.masking, generator=generator
-            )
+    def _mask_frames(self, batch: Batch, keys: npt.NDArray[np.uint64]) -> None:
+        frame_mask = batch[schema.mask_key(schema.FRAMES)].numpy() == 1
+        zeroed, predicted = mask_frames(frame_mask, keys, config=self.masking)
+        features: torch.Tensor = batch[_FRAME_FEATURES]
         batch[schema.MFM_TARGETS] = features
-        batch[features_key] = features.masked_fill(torch.from_numpy(zeroed)[..., None], 0.0)
+        batch[_FRAME_FEATURES] = features.clone()
+        batch[_FRAME_FEATURES].flatten(0, 1).index_fill_(0, torch.from_numpy(np.flatnonzero(zeroed)), 0.0)
         batch[schema.MFM_LABELS] = torch.from_numpy(predicted)
         batch["mfm_positions"] = torch.from_numpy(np.flatnonzero(predicted))
         batch["frame_positions"] = torch.from_numpy(np.flatnonzero(frame_mask))

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from vidsim.common.errors import UserError
 from vidsim.data.arrow import Videos, concat_videos, open_videos
+from vidsim.data.ids import read_ids
 from vidsim.data.pairs import read_pairs
 
 
@@ -96,21 +97,3 @@ def read_excluded(files: Sequence[str]) -> set[str]:
             pairs = read_pairs(name)
             excluded.update(pairs.id1, pairs.id2)
     return excluded
-
-
-def read_ids(path: str | Path) -> list[str]:
-    """Video ids of a text file, one a line; blank lines are passed over.
-
-    Raises:
-        UserError: The file is missing, not UTF-8, or holds no id.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError("no such file", file=path) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"is not UTF-8 ({error})", file=path) from error
-    ids = [line.strip() for line in lines if line.strip()]
-    if not ids:
-        raise UserError("holds no id", file=path, fix="write one video id on each line")
-    return ids

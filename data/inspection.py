@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.sparse import coo_array
@@ -16,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from vidsim.common.arguments import ArgumentParser
 from vidsim.data import schema
 from vidsim.data.arrow import Videos, open_videos
-from vidsim.data.pairs import Pairs, read_pairs
+from vidsim.data.pairs import Pairs, read_pairs, tie_ceiling
 from vidsim.data.shards import summarise_histogram
 from vidsim.data.tags import TagVocabulary
 from vidsim.data.verify import PAIRS_FILE, TAGS_FILE, find_data_sets
@@ -115,28 +114,8 @@ def inspect_pairs(pairs: Pairs) -> dict[str, Any]:
         "num_levels": len(values),
         "levels": dict(zip(values.tolist(), counts.tolist(), strict=True)) if len(values) <= _MAX_LEVELS else {},
         "quantiles": {str(q): float(np.quantile(pairs.score, q)) for q in _QUANTILES},
-        "tie_ceiling": tie_ceiling(counts),
+        "tie_ceiling": tie_ceiling(pairs.score) if len(values) > 1 else None,
     }
-
-
-def tie_ceiling(counts: npt.NDArray[np.int64]) -> float | None:
-    """Largest Spearman correlation that scores without ties can reach against labels with ties.
-
-    Within a group of t tied labels the prediction's ranks average to the label's rank, so that the covariance
-    is the variance of the labels' ranks: the ceiling is the ratio of the two standard deviations,
-    sqrt(1 - sum(t^3 - t) / (n^3 - n)).
-
-    Args:
-        counts: int64, how many pairs have each score level.
-
-    Returns:
-        0..1; None if all labels are equal, where the correlation is not defined.
-    """
-    if len(counts) < 2:
-        return None
-    sizes = counts.astype(np.float64)
-    total = sizes.sum()
-    return float(np.sqrt(1 - (sizes**3 - sizes).sum() / (total**3 - total)))
 
 
 def format_report(report: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ INPUT_IDS: Final = "input_ids"  # int64 [B, T]
 ATTENTION_MASK: Final = "attention_mask"  # int64 [B, T], 1 = real token
 MLM_LABELS: Final = "mlm_labels"  # int64 [B, T], IGNORE_INDEX = not predicted
 MFM_LABELS: Final = "mfm_labels"  # bool [B, F], True = masked and to be predicted
-MFM_TARGETS: Final = "mfm_targets"  # float32 [B, F, D], the frames before masking
+MFM_TARGETS: Final = "mfm_targets"  # float [B, F, D], the frames before masking
 TAG_IDS: Final = "tag_ids"  # int64 [tags in the batch], ragged
 TAG_ROWS: Final = "tag_rows"  # int64 [tags in the batch], the batch row of each tag
 HAS_TAGS: Final = "has_tags"  # bool [B], False = this row takes no part in VTC
@@ -40,7 +40,7 @@ def count_column(stream: str) -> str:
 
 
 def feature_key(stream: str) -> str:
-    """Batch key of a stream's vectors, float32 [B, F, D]: `frame_features`, `audio_features`."""
+    """Batch key of a stream's vectors, float [B, F, D]: `frame_features`, `audio_features`."""
     return f"{stream.removesuffix('s')}_features"
 
 

@@ -14,7 +14,7 @@ import warnings
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from accelerate import Accelerator
@@ -28,6 +28,7 @@ from accelerate.utils import (
 
 from vidsim.common.errors import UserError
 
+Precision = Literal["fp32", "tf32", "bf16"]
 _WORLD_SIZE_VARIABLES = (
     "WORLD_SIZE",
     "OMPI_COMM_WORLD_SIZE",
@@ -44,20 +45,15 @@ _FOREIGN_BACKENDS = {
 
 
 def make_accelerator(
-    precision: Literal["fp32", "bf16"],
-    gradient_accumulation_steps: int = 1,
+    precision: Precision,
     timeout_seconds: int = 1800,
-    *,
-    tf32: bool = False,
 ) -> Accelerator:
     """Make the Accelerator of this process; with several processes, also their process group. Collective.
 
     Args:
-        precision: `bf16` is autocast, weights stay fp32.
-        gradient_accumulation_steps: `Accelerator.backward` divides by it; 1 where the losses are already
-            means over the whole step.
+        precision: `bf16` is autocast, weights stay fp32; `tf32` lets fp32 matrix products on CUDA round their inputs
+            to 10 bits of mantissa, and is fp32 elsewhere.
         timeout_seconds: A collective that takes longer ends the run.
-        tf32: On CUDA, let fp32 matrix products round their inputs to 10 bits of mantissa.
 
     Raises:
         UserError: An unknown precision, a launch that does not start as many processes as were asked for,
@@ -71,17 +67,16 @@ def make_accelerator(
     _check_devices(cpu)
     # torch 2.13 renames the argument, but accelerate passes the old name only.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.set_float32_matmul_precision("high" if precision == "tf32" and not cpu else "highest")
     # The state is a singleton that keeps the first precision; a second run in one process may choose another.
     AcceleratorState._reset_state()
     try:
         accelerator = Accelerator(
             cpu=cpu,
-            mixed_precision="no" if precision == "fp32" else precision,
+            mixed_precision="bf16" if precision == "bf16" else "no",
             # The plain arguments lose against the environment; the plugins do not.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(
-                num_steps=gradient_accumulation_steps, sync_with_dataloader=False
-            ),
+            # The losses are means over the whole step already: nothing may be divided.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
             dynamo_plugin=TorchDynamoPlugin(backend="no"),
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_seconds)),
@@ -149,8 +144,8 @@ def _check_precision(precision: str) -> None:
             field="precision",
             fix="use bf16 (same speed, range of fp32) or fp32",
         )
-    if precision not in ("fp32", "bf16"):
-        raise UserError(f"'{precision}' is not known", field="precision", fix="use fp32 or bf16")
+    if precision not in get_args(Precision):
+        raise UserError(f"'{precision}' is not known", field="precision", fix="use fp32, tf32 or bf16")
 
 
 def _check_environment() -> None:

@@ -37,6 +37,8 @@ class LoopConfig:
 
     micro_batch_size: int = 32
     """Rows of one forward pass on one process."""
+    micro_batch_tokens: int | None = None
+    """Instead of so many rows: so many tokens and frames, on average (pretraining only)."""
     gradient_accumulation_steps: int = 1
     """Micro-batches of one optimizer step on one process."""
     max_steps: int | None = None
@@ -54,12 +56,18 @@ class LoopConfig:
     eval_batch_size: int = 64
     """Rows of one forward pass in evaluation, on all processes together."""
     num_workers: int = 0
-    """Processes that prepare batches; 0: the training process itself."""
+    """Threads that prepare batches ahead; 0: each is made when it is needed."""
+    gradient_checkpointing: bool = False
+    """Compute the layers' activations again in the backward pass instead of keeping them: much less memory, about a
+    third more time."""
+    compile: bool = False
+    """Compile the encoder's layers with torch.compile, which takes a C++ compiler and some minutes at first."""
 
     def validate(self) -> None:
         """Refuse counts that are too small, and a clipping norm that would stop or turn round the training."""
         for name, minimum in (
             ("micro_batch_size", 1),
+            ("micro_batch_tokens", 1),
             ("gradient_accumulation_steps", 1),
             ("max_steps", 0),
             ("log_every_steps", 1),
@@ -343,6 +351,12 @@ def _take(batches: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]
     return [next(batches) for _ in range(count)]
 
 
+def _num_rows(batches: Sequence[dict[str, Any]], config: LoopConfig) -> int:
+    if config.micro_batch_tokens is None:
+        return len(batches) * config.micro_batch_size
+    return sum(len(batch["row_ids"]) for batch in batches)
+
+
 @contextlib.contextmanager
 def _stop_flag() -> Iterator[list[bool]]:
     """A flag that the first Ctrl-C or SIGTERM sets; the second Ctrl-C interrupts at once."""
@@ -379,13 +393,12 @@ def train(
     last_step = min(ends[-1], config.max_steps) if config.max_steps is not None else ends[-1]
     eval_every = config.eval_every_steps or max(last_step, 1)
     checkpoint_every = config.checkpoint_every_steps or eval_every
-    rows_per_step = config.micro_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     trainer.reporter.start(progress.step, last_step)
     trainer.module.train()
     if last_step == 0 and progress.metrics is None:
         trainer.save(is_best=trainer.evaluate())
 
-    logged_at, logged_step = time.monotonic(), progress.step
+    logged_at, num_examples = time.monotonic(), 0
     stop = False
     with _stop_flag() as flag:
         for stage, end in zip(stages, ends, strict=True):
@@ -397,14 +410,15 @@ def train(
                 window = [
                     to_device(batch, accelerator.device) for batch in _take(batches, config.gradient_accumulation_steps)
                 ]
+                num_examples += _num_rows(window, config) * accelerator.num_processes
                 trainer.step(window, schedule.multiplier(stage.schedule, progress.step - start, stage.num_steps))
                 # A signal may reach the ranks at different steps: they stop together.
                 stop = bool(accelerator.reduce(torch.tensor(len(flag), device=accelerator.device), "sum").item())
                 is_end = progress.step == last_step
                 if progress.step % config.log_every_steps == 0 or is_end:
                     now = time.monotonic()
-                    trainer.log(now - logged_at, (progress.step - logged_step) * rows_per_step)
-                    logged_at, logged_step = now, progress.step
+                    trainer.log(now - logged_at, num_examples)
+                    logged_at, num_examples = now, 0
                 began = time.monotonic()
                 is_best = (progress.step % eval_every == 0 or is_end) and trainer.evaluate()
                 if is_best or is_end or stop or progress.step % checkpoint_every == 0:

@@ -32,7 +32,7 @@ class OptimizerConfig:
     head_parameters: list[str] | None = None
     """Parameters whose names begin so are heads; null: the objectives, the projection and the attention pooling."""
     fused: bool | None = None
-    """One kernel for the whole update; null: on a CUDA device."""
+    """One kernel for the whole update; null: where torch has it, which is on CUDA devices and CPUs."""
 
     def validate(self) -> None:
         """Refuse numbers with which AdamW cannot work."""
@@ -138,7 +138,7 @@ def make_optimizer(
         config: Betas, eps, fused.
         device: Where the parameters will be when the first step is taken.
     """
-    fused = config.fused if config.fused is not None else device.type == "cuda"
+    fused = config.fused if config.fused is not None else device.type in ("cuda", "cpu")
     # The learning rate given here is never used: each group has its own.
     return torch.optim.AdamW(
         list(groups),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vidsim.common.errors import UserError
+from vidsim.common.errors import UserError, short_path
 from vidsim.engine.checkpoint import newest_valid, what_is_wrong
 
 
@@ -23,16 +23,25 @@ def checkpoint_of(path: Path) -> Path:
     if (path / "config.json").is_file():
         problem = what_is_wrong(path) if (path / "MANIFEST.json").is_file() else None
         if problem:
-            raise UserError(f"is damaged: {problem}", file=path, fix="take another checkpoint")
+            raise UserError(f"is damaged: {problem}", file=path, fix=_advice(path.resolve().parent))
         return path
     checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     best = checkpoints / "best"
     if best.is_dir():
         problem = what_is_wrong(best.resolve())
         if problem:  # another one would give other numbers without a word
-            raise UserError(f"is damaged: {problem}", file=best, fix="name another checkpoint of this run")
+            raise UserError(f"is damaged: {problem}", file=best, fix=_advice(checkpoints))
         return best.resolve()
     newest = newest_valid(checkpoints) if checkpoints.is_dir() else None
     if newest is None:
         raise UserError("holds no checkpoint", file=path, fix="name a run folder or a checkpoint folder")
     return newest
+
+
+def _advice(checkpoints: Path) -> str:
+    """What to do about a damaged checkpoint: the newest whole one beside it, if there is any."""
+    others = sorted(checkpoints.glob("step_*"), key=lambda folder: (len(folder.name), folder.name), reverse=True)
+    for folder in others:
+        if what_is_wrong(folder) is None:
+            return f"name another checkpoint of this run, such as {short_path(folder)}"
+    return "no other checkpoint of this run is whole: restore one from a copy, or train again"

@@ -178,7 +178,7 @@ def _read_optimizer(
             raise UserError("belongs to no parameter of the optimizer", file=tensor_file, field=key)
         if tensor.ndim > 0 and tensor.shape != parameters[name].shape:
             raise UserError(_shapes(tensor, parameters[name]), file=tensor_file, field=key)
-        by_name.setdefault(name, {})[kind] = tensor
+        by_name.setdefault(name, {})[kind] = _laid_out_like(tensor, parameters[name]) if tensor.ndim > 0 else tensor
     kinds = {kind for state in by_name.values() for kind in state}
     for name, state in by_name.items():
         for kind in sorted(kinds - state.keys()):
@@ -190,6 +190,11 @@ def _read_optimizer(
     indices = [index for group in current for index in group["params"]]
     by_index = {index: by_name[name] for index, name in zip(indices, names, strict=True) if name in by_name}
     return {"state": by_index, "param_groups": current}
+
+
+def _laid_out_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    # A fused optimizer walks through parameter and state side by side in memory, whatever their strides say.
+    return torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def _write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -16,22 +16,56 @@ Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
 
-class _TieGroups:
-    """Values sorted once, equal ones in one group."""
+class _Labels:
+    """Labels sorted once into levels of equal values."""
 
     def __init__(self, values: Float64) -> None:
-        self.order = np.argsort(values, kind="stable")
-        ordered = values[self.order]
-        is_first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
-        self.starts = np.flatnonzero(is_first)
-        self.group_of = np.empty(len(values), np.int64)
-        self.group_of[self.order] = np.cumsum(is_first) - 1
+        levels, self.level_of = np.unique(values, return_inverse=True)
+        self.num_levels = len(levels)
 
-    def centred_ranks(self, counts: Float64) -> Float64:
-        """Average rank less the mean rank, float64 [N], where value i occurs `counts[i]` times."""
-        sizes = np.add.reduceat(counts[self.order], self.starts)
-        ranks = np.cumsum(sizes) - sizes / 2  # before + (size + 1) / 2, less the 1/2 that the mean has too
-        return (ranks - counts.sum() / 2)[self.group_of]
+    def centred_ranks(self, counts: Float64) -> tuple[Float64, float]:
+        """Average rank of each level less the mean rank, float64 [levels], and their squares' sum over pairs."""
+        sizes = np.bincount(self.level_of, weights=counts, minlength=self.num_levels).astype(np.float64)
+        ranks = _mid_ranks(sizes)
+        return ranks, _dot(sizes * ranks, ranks)
+
+
+class _Prediction:
+    """A prediction whose pairs are sorted once; everything else about the pairs is kept in that order."""
+
+    def __init__(self, values: Float64, draw_of: Int64, labels: _Labels) -> None:
+        order = np.argsort(values, kind="stable")
+        ordered = values[order]
+        starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+        self.tie_starts = starts if len(starts) < len(values) else None
+        self.tie_sizes = np.diff(starts, append=len(values))
+        self.draw_of = draw_of[order]
+        self.level_of = labels.level_of[order]
+
+    def spearman(self, times_drawn: Float64, label_ranks: Float64, label_norm: float) -> float:
+        """Spearman correlation where what is drawn as number g counts `times_drawn[g]` times; NaN without one."""
+        counts = times_drawn[self.draw_of]
+        if self.tie_starts is None:
+            ranks = _mid_ranks(counts)
+        else:
+            ranks = np.repeat(_mid_ranks(np.add.reduceat(counts, self.tie_starts)), self.tie_sizes)
+        weighted = counts * ranks
+        norm = _dot(weighted, ranks) * label_norm
+        if not norm > 0:
+            return float("nan")
+        by_level = np.bincount(self.level_of, weights=weighted, minlength=len(label_ranks))
+        return _dot(by_level.astype(np.float64), label_ranks) / float(np.sqrt(norm))
+
+
+def _dot(first: Float64, second: Float64) -> float:
+    # BLAS would wake all cores for each of these short sums; waking them takes longer than the sum.
+    return float(np.einsum("n,n->", first, second))
+
+
+def _mid_ranks(sizes: Float64) -> Float64:
+    """Average rank less the mean rank of groups in rising order, that have these sizes."""
+    ranks = np.cumsum(sizes)  # before + (size + 1) / 2, less the 1/2 that the mean has too
+    return ranks - (sizes + ranks[-1]) / 2
 
 
 def spearman_resamples(
@@ -55,25 +89,17 @@ def spearman_resamples(
     Returns:
         float64 [R, M]; NaN where a resample leaves a side without two different values.
     """
-    group_of = np.unique(np.asarray(groups), return_inverse=True)[1] if groups is not None else None
-    num_groups = int(group_of.max()) + 1 if group_of is not None else len(labels)
-    rankers = [_TieGroups(values) for values in predictions]
-    label_ranker = _TieGroups(labels)
+    draw_of = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    num_draws = int(draw_of.max()) + 1
+    ranked_labels = _Labels(labels)
+    ranked = [_Prediction(values, draw_of, ranked_labels) for values in predictions]
     generator = np.random.default_rng(seed)
-    out = np.full((num_resamples, len(predictions)), np.nan)
-    for number in range(num_resamples):
-        drawn = generator.integers(0, num_groups, num_groups)
-        counts = np.bincount(drawn, minlength=num_groups).astype(np.float64)
-        if group_of is not None:
-            counts = counts[group_of]
-        label_ranks = label_ranker.centred_ranks(counts)
-        weighted = counts * label_ranks
-        label_norm = weighted @ label_ranks
-        for column, ranker in enumerate(rankers):
-            ranks = ranker.centred_ranks(counts)
-            norm = (counts * ranks) @ ranks
-            if norm > 0 and label_norm > 0:
-                out[number, column] = (weighted @ ranks) / np.sqrt(norm * label_norm)
+    out = np.empty((num_resamples, len(predictions)))
+    for row in out:
+        drawn = generator.integers(0, num_draws, num_draws)
+        times_drawn = np.bincount(drawn, minlength=num_draws).astype(np.float64)
+        label_ranks, label_norm = ranked_labels.centred_ranks(times_drawn[draw_of])
+        row[:] = [prediction.spearman(times_drawn, label_ranks, label_norm) for prediction in ranked]
     return out
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
 from vidsim.data.embeddings import Embeddings, read_embeddings, write_embeddings
+from vidsim.data.ids import read_ids
 from vidsim.data.pairs import read_pairs
-from vidsim.ensemble.ids import read_ids
 from vidsim.ensemble.projection import Projection, fit_projection, load_projection
 from vidsim.ensemble.weight_search import search_weights
 
@@ -126,7 +126,11 @@ def _describe(projection: Projection) -> str:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="vidsim ensemble",
-        description=__doc__,
+        description="Fuse the embeddings of several models into one embedding of any width:\n"
+        "normalised, weighted, concatenated and projected on the --dim directions that keep\n"
+        "most. The projection reads no labels; it is fitted on the given embeddings\n"
+        "themselves unless --fit_on or --fit_ids names others, and is saved in --out, from\n"
+        "where --apply uses it again for new videos.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n"
         "  vidsim ensemble emb/a emb/b emb/c --dim 256 --out emb/fused\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,13 +14,13 @@ from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
 from vidsim.common.files import write_json
 from vidsim.data.embeddings import Embeddings, read_embeddings, shown
-from vidsim.data.pairs import Pairs, read_pairs
+from vidsim.data.pairs import Pairs, read_pairs, tie_ceiling
 from vidsim.ensemble.bootstrap import percentile_interval, spearman_resamples
-from vidsim.modeling.metrics import mse, pearson, spearman, tie_ceiling
+from vidsim.modeling.metrics import mse, pearson, spearman
 
 Float64 = npt.NDArray[np.float64]
 
-_BLOCK_ROWS = 4096
+_BLOCK_ROWS = 128  # two blocks of float64 stay in a core's cache
 _ALL_PAIRS = "all"
 # Cosines of one and the same direction differ by rounding; float32 components leave about 1e-7.
 _CONSTANT_WITHIN = 1e-6
@@ -81,12 +80,17 @@ def cosines_of_pairs(embeddings: Embeddings, pairs: Pairs) -> Float64:
     Raises:
         UserError: Videos without an embedding, or with a zero vector (how many, the first five ids).
     """
-    used = embeddings.rows_of(pairs.unique_ids())
-    zeros = [embeddings.ids[row] for row in used.tolist() if not embeddings.vectors[row].any()]
-    if zeros:
+    rows = embeddings.rows_of([*pairs.id1, *pairs.id2])
+    rows1, rows2 = rows[: len(pairs)], rows[len(pairs) :]
+    with np.errstate(invalid="ignore"):
+        cosines = pair_cosines(embeddings.vectors, rows1, rows2)
+    bad = np.isnan(cosines)
+    if bad.any():
+        suspects = np.unique([rows1[bad], rows2[bad]])
+        zeros = [embeddings.ids[row] for row in suspects.tolist() if not embeddings.vectors[row].any()]
         message = f"{len(zeros):,} embeddings are zero vectors, which have no cosine: {shown(zeros)}"
         raise UserError(message, file=embeddings.name)
-    return pair_cosines(embeddings.vectors, embeddings.rows_of(pairs.id1), embeddings.rows_of(pairs.id2))
+    return cosines
 
 
 def check_pairs(pairs: Pairs, name: str) -> None:
@@ -265,8 +269,8 @@ def _brackets(interval: tuple[float, float] | None, sign: str = "") -> str:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="vidsim score",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Score embeddings on labelled pairs: Spearman and Pearson correlation of the cosines with the "
+        "labels, with bootstrap intervals, also of the difference to the first embeddings.",
         epilog="example: vidsim score emb/a emb/fused pairs.tsv --json score.json",
     )
     parser.add_argument(

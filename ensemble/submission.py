@@ -22,8 +22,8 @@ from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
 from vidsim.common.files import atomic_path
 from vidsim.data.embeddings import Embeddings, positions, read_embeddings, shown
+from vidsim.data.ids import read_ids
 from vidsim.data.pairs import Pairs, read_pairs
-from vidsim.ensemble.ids import read_ids
 from vidsim.ensemble.result_file import RESULT_FILE, entries, read_result_text
 from vidsim.ensemble.score import check_pairs, check_predictions, pair_cosines
 from vidsim.modeling.metrics import spearman
@@ -190,10 +190,20 @@ def _vector(value: Any) -> tuple[str | None, Float64 | None]:
     return (None if 0 < norm < np.inf else "with a vector of norm 0 or infinity"), vector
 
 
+def _check_asked(pairs: Pairs, ids: Sequence[str], source: str) -> None:
+    videos = pairs.unique_ids()
+    missing = [videos[i] for i in np.flatnonzero(positions(videos, ids) < 0).tolist()]
+    if missing:
+        message = f"{len(missing):,} of its {len(videos):,} videos are not among the ids of {source}: {shown(missing)}"
+        raise UserError(message, file=pairs.name, fix="give the pairs of these ids, or leave --pairs out")
+
+
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="vidsim submit",
-        description=__doc__,
+        description="Write a submission from embeddings, or check one: a zip with result.json, which\n"
+        "gives every asked id once with at most 256 finite numbers. With --pairs, score it\n"
+        "as the organisers' evaluator does.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n"
         "  vidsim submit emb/fused --ids data/test_b --out result.zip\n"
@@ -220,6 +230,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.out and not args.embeddings:
         parser.error("--out needs the embeddings to write")
     ids = read_ids(args.ids)
+    pairs = read_pairs(args.pairs) if args.pairs else None
+    if pairs is not None:  # before anything is written
+        check_pairs(pairs, args.pairs)
+        _check_asked(pairs, ids, args.ids)
     embeddings = read_embeddings(args.embeddings) if args.embeddings else None
     if args.out and embeddings is not None:
         submission = write_submission(args.out, embeddings, ids, args.decimals)
@@ -232,7 +246,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"rounding changes a cosine by at most {effect:.1e} ({_NUM_SAMPLED_PAIRS:,} random pairs)")
         if effect > _ROUNDING_BELOW:
             print(f"warning: that is more than rounding; was it written from {args.embeddings}?")
-    if args.pairs:
-        pairs = read_pairs(args.pairs)
+    if pairs is not None:
         print(f"Spearman {score_submission(submission, pairs):.6f} on {len(pairs):,} pairs")
     return 0

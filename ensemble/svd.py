@@ -8,11 +8,12 @@ The matrix is not centred: a shift would change the cosines.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import eigh
+from scipy.linalg.blas import dsyrk
 
 from vidsim.common.errors import UserError
 from vidsim.data.embeddings import Embeddings, shown
@@ -20,7 +21,7 @@ from vidsim.data.embeddings import Embeddings, shown
 Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 
-_BLOCK_ROWS = 4096
+_BLOCK_ROWS = 1024  # of 1536 float64: what a core's cache still holds
 # Norms below this are rounding: the direction of such a vector means nothing.
 _SMALLEST_NORM = 1e-6
 
@@ -51,36 +52,43 @@ def check_not_collapsed(embeddings: Embeddings) -> None:
         raise UserError(message, file=embeddings.name, fix="leave this member out")
 
 
-def concat_blocks(members: Sequence[Float32], weights: Sequence[float]) -> Iterator[Float64]:
+def concat_blocks(
+    members: Sequence[Float32], weights: Sequence[float], dtype: npt.DTypeLike = np.float64
+) -> Iterator[npt.NDArray[np.floating]]:
     """Blocks of rows of `[√w1 e1, √w2 e2, ...]`, each e an L2-normalised row of a member.
 
     Args:
         members: float32 [N, D_i] each, no zero rows.
         weights: One for each member, >= 0; with sum 1 every row has norm 1. Weight 0 leaves a member out.
+        dtype: float64, or float32 where the rounding of the members themselves is good enough.
 
     Yields:
-        float64 [n, D] with D the sum of the D_i of the others, in the order of the rows.
+        float [n, D] with D the sum of the D_i of the others, in the order of the rows.
     """
+    used = [(vectors, np.sqrt(weight)) for vectors, weight in zip(members, weights, strict=True) if weight > 0]
+    dim = sum(vectors.shape[1] for vectors, _ in used)
     for start in range(0, len(members[0]), _BLOCK_ROWS):
-        parts = []
-        for vectors, weight in zip(members, weights, strict=True):
-            if weight == 0:
-                continue
-            part = vectors[start : start + _BLOCK_ROWS].astype(np.float64)
-            part *= np.sqrt(weight) / np.linalg.norm(part, axis=1, keepdims=True)
-            parts.append(part)
-        yield np.concatenate(parts, axis=1)
+        block = np.empty((min(_BLOCK_ROWS, len(members[0]) - start), dim), dtype)
+        left = 0
+        for vectors, scale in used:
+            part = block[:, left : left + vectors.shape[1]]
+            part[:] = vectors[start : start + len(block)]
+            part *= (scale / np.sqrt(np.einsum("nd,nd->n", part, part)))[:, None]
+            left += vectors.shape[1]
+        yield block
 
 
-def gram_matrix(blocks: Iterator[Float64]) -> Float64:
-    """`X^T X` of the stacked blocks, float64 [D, D]."""
+def gram_matrix(blocks: Iterable[npt.NDArray[np.floating]]) -> Float64:
+    """`X^T X` of the stacked blocks, float64 [D, D]; one triangle is computed, the other copied."""
     total: Float64 | None = None
     for block in blocks:
-        product = block.T @ block
-        total = product if total is None else np.add(total, product, out=total)
+        if total is None:
+            total = np.zeros((block.shape[1],) * 2, order="F")
+        total = dsyrk(1.0, block.T, beta=1.0, c=total, overwrite_c=1)
     if total is None:
         raise UserError("there are no rows to fit on")
-    return total
+    above = np.triu(total)
+    return above + np.triu(above, 1).T
 
 
 def leading_directions(gram: Float64, rank: int) -> tuple[Float64, Float64]:
@@ -120,10 +128,10 @@ def project(
     Raises:
         UserError: Videos that lie outside of the space of the projection (how many, the first five ids).
     """
-    directions = components.astype(np.float64)
+    directions = components.astype(np.float32)
     out = np.empty((len(members[0]), directions.shape[1]), np.float32)
     start = 0
-    for block in concat_blocks(members, weights):
+    for block in concat_blocks(members, weights, np.float32):
         rows = block @ directions
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
         lost = [ids[start + i] for i in np.flatnonzero(norms < _SMALLEST_NORM).tolist()]

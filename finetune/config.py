@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from vidsim.common.errors import UserError
+from vidsim.engine.accelerator import Precision
 from vidsim.engine.adversarial import FgmConfig
 from vidsim.engine.ema import EmaConfig
 from vidsim.engine.loop import LoopConfig
@@ -79,8 +80,10 @@ class FinetuneConfig:
     """Loss and label."""
     pooling: Literal["mean", "first", "attention", "mean_unmasked", "attention_unmasked"] | None = None
     """Another pooling than the checkpoint's; `attention` then starts untrained."""
-    reset_projection: bool = False
-    """Start the 256-d projection anew, as most published jobs do in effect."""
+    projection: Literal["keep", "random", "principal"] = "keep"
+    """How the projection to the embedding starts. `keep`: the checkpoint's, which pretraining leaves untrained unless
+    `objectives.vtc.input` is `embedding`. `principal`: the principal directions of the training videos' pooled states,
+    so that the first cosines are the encoder's own. `random`: anew, as most published jobs do in effect."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-5, head_learning_rate=5e-5)
     )
@@ -93,8 +96,8 @@ class FinetuneConfig:
     """Moving average of the weights that is evaluated and saved (WeChat 2022: +1.0 F1 point); null: none."""
     fgm: FgmConfig | None = None
     """A second pass on adversarial word embeddings (WeChat 2022: +.5 to +.7 F1 points); doubles the cost of a step."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast, weights stay fp32."""
+    precision: Precision = "fp32"
+    """bf16: autocast, weights stay fp32. tf32: fp32 with faster, rounded matrix products on CUDA."""
     trackers: list[str] = field(default_factory=list)
     """wandb, tensorboard or trackio; metrics.jsonl is always written."""
     resume: bool = False

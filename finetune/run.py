@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from torch import Tensor
 
 from vidsim.common.entry import run_entry
 from vidsim.common.errors import UserError
 from vidsim.data.arrow import Videos, concat_videos, open_videos
-from vidsim.data.collators import to_device
+from vidsim.data.collators import encode_rows, to_device
 from vidsim.data.embeddings import read_embeddings
 from vidsim.data.loading import step_batches
 from vidsim.data.pairs import Pairs, read_pairs
@@ -38,12 +39,14 @@ from vidsim.engine.seeding import seed_everything
 from vidsim.engine.settings import parse_settings
 from vidsim.engine.source import checkpoint_of
 from vidsim.finetune.config import FinetuneConfig
+from vidsim.finetune.projection import principal_projection
 from vidsim.finetune.tasks.similarity import PairCollator, PairRows, SimilarityModule, evaluate_pairs, pair_labels
 from vidsim.modeling.build import check_streams_match, load_encoder, save_encoder
 from vidsim.modeling.model_card import write_model_card
 from vidsim.modeling.parameters import HEADS, layer_numbers
 from vidsim.modeling.processor import VideoTextProcessor
 
+_MAX_PRINCIPAL_VIDEOS = 4_000
 EXAMPLES = (
     "vidsim finetune --config launch/recipes/finetune/similarity.yaml --init_from runs/pretrain/base",
     "vidsim finetune --init_from runs/a --data.videos '[data/mine]' --data.pairs pairs.tsv --output_dir runs/b",
@@ -82,6 +85,9 @@ def main(argv: list[str] | None = None) -> int:
         prepare_sample(Path(config.data.bundled_sample))
     data = open_pairs(config)
     if config.dry_run:
+        source = checkpoint_of(Path(config.init_from))
+        encoder, _ = load_encoder(source, pooling=config.pooling)
+        check_streams_match(encoder.config, data.videos.streams, source)
         print("\n".join([*data.lines, f"steps: {num_steps(config, data, 1):,} on one process"]))
         return 0
     accelerator = make_accelerator(config.precision)
@@ -171,7 +177,7 @@ def pair_batches(
         start_step=start,
         num_steps=total,
     )
-    return step_batches(rows, sampler, collator, num_workers=config.loop.num_workers, seed=config.seed)
+    return step_batches(rows, sampler, collator, num_workers=config.loop.num_workers)
 
 
 def finetune(
@@ -180,11 +186,15 @@ def finetune(
     """Build everything and train. Collective."""
     seed_everything(config.seed)
     source = checkpoint_of(Path(config.init_from))
-    encoder, processor = load_encoder(source, pooling=config.pooling, reset_projection=config.reset_projection)
+    encoder, processor = load_encoder(source, pooling=config.pooling, reset_projection=config.projection == "random")
     check_streams_match(encoder.config, data.videos.streams, source)
     module = SimilarityModule(encoder, config.task, num_tags=data.tags.size if data.tags else 0, seed=config.seed).to(
         accelerator.device
     )
+    if config.projection == "principal":
+        share = start_projection(module, data, processor, config.loop.eval_batch_size, accelerator)
+        reporter.note([f"projection: principal directions, {share:.2%} of the pooled states kept"])
+    encoder.prepare_training(gradient_checkpointing=config.loop.gradient_checkpointing, compile=config.loop.compile)
     layers, num_layers = layer_numbers(module, encoder)
     heads = tuple(config.optimizer.head_parameters or HEADS)
     groups = parameter_groups(module, config.optimizer, lambda name: name.startswith(heads), layers.get, num_layers)
@@ -236,6 +246,24 @@ def finetune(
     reporter.note([describe_result(result), f"best checkpoint: {run.checkpoints / 'best'}"])
     accelerator.wait_for_everyone()
     return result
+
+
+def start_projection(
+    module: SimilarityModule, data: PairData, processor: VideoTextProcessor, batch_size: int, accelerator: Accelerator
+) -> float:
+    """Start the projection from the videos of the training pairs, and no others. Collective."""
+    rows = data.videos.rows_of(data.train.unique_ids()[:_MAX_PRINCIPAL_VIDEOS])
+    module.eval()
+
+    def pool(positions: np.ndarray) -> Tensor:
+        batch = encode_rows([data.videos[int(row)] for row in rows[positions]], processor)
+        return module.encode(to_device(batch, accelerator.device)).pooled
+
+    share = principal_projection(
+        module.encoder.embedding_head.projection, pool, len(rows), batch_size=batch_size, accelerator=accelerator
+    )
+    module.train()
+    return share
 
 
 def export(

@@ -25,6 +25,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "pretrain": "pretrain the encoder on unlabelled videos",
         "finetune": "finetune a checkpoint on labelled pairs",
         "embed": "write the embeddings of a data set with a checkpoint",
+        "ablate": "compare variants of a recipe over several seeds",
         "report": "one HTML page about a run: curves, numbers, settings",
     },
     "Using embeddings": {
@@ -78,6 +79,8 @@ def dispatch(argv: list[str] | None) -> int:
             from vidsim.finetune.run import main as command
         case "embed":
             from vidsim.finetune.embed import main as command
+        case "ablate":
+            from vidsim.launch.ablate import main as command
         case "report":
             from vidsim.engine.report_page import main as command
         case "ensemble":

@@ -20,7 +20,7 @@ from vidsim.common.entry import run_entry
 from vidsim.common.errors import UserError
 from vidsim.common.files import atomic_path, read_json
 from vidsim.data.arrow import open_videos
-from vidsim.data.corpus import read_ids
+from vidsim.data.ids import read_ids
 from vidsim.data.pairs import read_pairs
 from vidsim.data.sample.prepare import prepare_sample
 from vidsim.ensemble import fuse, score, submission

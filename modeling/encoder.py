@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from transformers import (
 )
 from transformers.utils.generic import ModelOutput
 
+from .attention import PACKED, Packing, can_pack
 from .config import FRAMES, VidsimConfig, stream_keys
 from .embeddings import InputSequence, StreamEmbedding, build_sequence, checked_stream, take_rows
 from .heads import EmbeddingHead
@@ -99,6 +101,11 @@ class VideoTextEncoder(PreTrainedModel):
         self._first_position = first_position(self.text)
         self._check_lengths()
         self.post_init()
+        self._pack_where_possible()
+
+    def _pack_where_possible(self) -> None:
+        if can_pack(self.text):
+            self.text.set_attn_implementation(PACKED)
 
     def _strip_pooler(self) -> None:
         # An unused pooler has no gradient, which DistributedDataParallel refuses.
@@ -136,10 +143,28 @@ class VideoTextEncoder(PreTrainedModel):
         assert isinstance(weight, torch.Tensor)
         return weight
 
+    def layers(self) -> nn.ModuleList:
+        """The text encoder's layers, bottom to top."""
+        return next(m for m in self.text.modules() if isinstance(m, nn.ModuleList) and len(m))
+
     def last_layer_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the text encoder's last layer, all of which every loss reaches."""
-        stacks = [m for m in self.text.modules() if isinstance(m, nn.ModuleList) and len(m)]
-        return stacks[0][-1].parameters()
+        return self.layers()[-1].parameters()
+
+    def prepare_training(self, *, gradient_checkpointing: bool = False, compile: bool = False) -> None:
+        """Choose how the layers are run; names of parameters and what is saved stay as they are.
+
+        Args:
+            gradient_checkpointing: Keep no activations inside a layer, compute them again.
+            compile: Compile each layer, for any number of positions. All layers share the compiled code.
+        """
+        if gradient_checkpointing:
+            with warnings.catch_warnings():  # renamed in newer versions of transformers; older ones know this name
+                warnings.simplefilter("ignore", FutureWarning)
+                self.gradient_checkpointing_enable({"use_reentrant": False})
+        if compile:
+            for layer in self.layers():
+                layer.compile(dynamic=True)
 
     def inputs_of(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The arguments of `forward` among the keys of a batch."""
@@ -245,17 +270,40 @@ class VideoTextEncoder(PreTrainedModel):
 
     def _encode(self, sequence: InputSequence) -> torch.Tensor:
         """Hidden states float [B, S, H] of the sequence, in its own order."""
+        if self._is_packed():
+            packing = Packing.of(sequence.mask)
+            return packing.spread(self._encode_packed(sequence, packing))
         embeds, mask, position_ids, back = sequence.compact()
         arguments: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": self._mask(mask)}
         if self._own_positions:
             arguments["position_ids"] = position_ids
         return take_rows(self.text(**arguments)[0], back)
 
+    def _is_packed(self) -> bool:
+        # Pooling that counts padding needs the padding. A user may have chosen another attention, for example
+        # `model.set_attn_implementation("sdpa")`, which pads.
+        implementation = self.text.config._attn_implementation
+        return implementation == PACKED and not self.config.pooling.endswith("_unmasked")
+
+    def _encode_packed(self, sequence: InputSequence, packing: Packing) -> torch.Tensor:
+        """Hidden states float [N, H] of the real positions only."""
+        arguments: dict[str, Any] = {
+            "inputs_embeds": packing.pack(sequence.embeds).unsqueeze(0),
+            # Without a mask transformers would make one of N x N.
+            "attention_mask": packing.mask[:, None, None, :],
+            "packing": packing,
+        }
+        if self._own_positions:
+            positions = sequence.position_ids.expand(sequence.mask.shape)
+            arguments["position_ids"] = packing.pack(positions).unsqueeze(0)
+        hidden: torch.Tensor = self.text(**arguments)[0]
+        return hidden[0]
+
     def _mask(self, mask: torch.Tensor) -> torch.Tensor:
         # Of a mask with two dimensions, transformers asks whether it is all ones and so waits for the device.
         # One with four dimensions is used as it is, but would also replace a local-attention window.
         local = "sliding_attention" in (getattr(self.text.config, "layer_types", None) or ())
-        if self.text.config._attn_implementation == "sdpa" and not local:
+        if self.text.config._attn_implementation in ("sdpa", PACKED) and not local:
             return mask[:, None, None, :]
         return mask.long()
 
@@ -305,6 +353,7 @@ class VideoTextEncoder(PreTrainedModel):
         model = cls(VidsimConfig(text_config=text_config, **config))
         model.text = text
         model._strip_pooler()
+        model._pack_where_possible()
         return model.eval(), report
 
 

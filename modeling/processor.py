@@ -83,6 +83,7 @@ class VideoTextProcessor(ProcessorMixin):
         self.use_text = use_text
         self.use_frames = use_frames
         self._cls, self._sep, self._pad = _special_ids(tokenizer)
+        self._control = {self._cls, self._sep, self._pad, tokenizer.mask_token_id}
 
     @property
     def model_input_names(self) -> list[str]:
@@ -110,7 +111,8 @@ class VideoTextProcessor(ProcessorMixin):
 
         Returns:
             CPU tensors: `input_ids` and `attention_mask` int64 [B, T]; for each configured stream, as
-            `frame_features` float32 [B, F, D] and `frame_mask` int64 [B, F], F = 0 where nothing was given.
+            `frame_features` float [B, F, D] and `frame_mask` int64 [B, F], F = 0 where nothing was given. Features are
+            float16 if all arrays are, otherwise float32.
 
         Raises:
             ValueError: Wrong types, numbers or widths, named by argument and row.
@@ -163,13 +165,17 @@ class VideoTextProcessor(ProcessorMixin):
         encoded = self.tokenizer(
             list(texts),
             add_special_tokens=False,
+            split_special_tokens=True,  # a title that reads "[SEP]" is text, not the end of the title
             truncation=True,
             max_length=max_tokens,
             return_attention_mask=False,
             return_token_type_ids=False,
         )
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
+        # A SentencePiece model may hold "</s>" as a piece like any other: the same trap by another way.
+        return [
+            ids if self._control.isdisjoint(ids) else [token for token in ids if token not in self._control]
+            for ids in encoded["input_ids"]
+        ]
 
 
 def _checked_padding(padding: str) -> str:
@@ -203,7 +209,9 @@ def _stream_batch(
             raise ValueError(f"{name}, row {i}: expected shape [n, {dim}], got {list(shape)}")
     counts = [min(len(array), max_length) for array in arrays]
     length = max_length if padding == "max_length" else max(counts, default=0)
-    features = np.zeros((batch_size, length, dim), dtype=np.float32)
+    # Half precision stays: the encoder converts on its device, where it costs less than to move twice the bytes.
+    is_half = all(np.asarray(array).dtype == np.float16 for array in arrays)
+    features = np.zeros((batch_size, length, dim), dtype=np.float16 if is_half and arrays else np.float32)
     mask = np.zeros((batch_size, length), dtype=np.int64)
     for i, (array, count) in enumerate(zip(arrays, counts, strict=True)):
         kept = array if count == len(array) else np.asarray(array)[segment_centres(len(array), count)]

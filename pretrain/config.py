@@ -9,6 +9,7 @@ from typing import Literal
 from vidsim.common.errors import UserError
 from vidsim.data.corpus_tokenizer import TokenizerConfig
 from vidsim.data.masking import MaskingConfig
+from vidsim.engine.accelerator import Precision
 from vidsim.engine.balance import BalanceConfig
 from vidsim.engine.loop import LoopConfig
 from vidsim.engine.optimizer import OptimizerConfig
@@ -152,8 +153,8 @@ class PretrainConfig:
     """Length and cadence."""
     probe: ProbeConfig | None = None
     """Labelled pairs to watch."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast, weights stay fp32."""
+    precision: Precision = "fp32"
+    """bf16: autocast, weights stay fp32. tf32: fp32 with faster, rounded matrix products on CUDA."""
     trackers: list[str] = field(default_factory=list)
     """wandb, tensorboard or trackio; metrics.jsonl is always written."""
     resume: bool = False

@@ -22,8 +22,9 @@ from vidsim.data.corpus import Corpus, open_corpus, read_excluded
 from vidsim.data.corpus_tokenizer import corpus_tokenizer
 from vidsim.data.loading import step_batches
 from vidsim.data.pairs import Pairs, read_pairs
-from vidsim.data.samplers import MicroBatchSampler, RowOrder
+from vidsim.data.samplers import MicroBatchSampler, RowOrder, Stream, TokenOrder, num_steps
 from vidsim.data.tags import TagVocabulary
+from vidsim.data.token_counts import token_counts
 from vidsim.engine.accelerator import banner_lines, make_accelerator
 from vidsim.engine.balance import LossBalancer
 from vidsim.engine.loop import Hooks, Stage, Trainer, TrainResult, describe_result, train
@@ -118,13 +119,30 @@ def open_probe(config: PretrainConfig) -> tuple[Corpus, Pairs] | None:
     return corpus, pairs
 
 
-def stage_steps(config: PretrainConfig, corpus: Corpus, world_size: int) -> list[int]:
+def stage_order(config: PretrainConfig, corpus: Corpus, number: int, counts: np.ndarray | None) -> Stream:
+    """The rows of a stage in their order, counted in tokens where `counts` are given."""
+    stage = config.data.stages[number]
+    rows = RowOrder([corpus.trainable[name] for name in stage.data], order=stage.order, seed=config.seed + number)
+    return rows if counts is None else TokenOrder(rows, counts)
+
+
+def stage_steps(config: PretrainConfig, corpus: Corpus, world_size: int, counts: np.ndarray | None = None) -> list[int]:
     """Optimizer steps of each stage: its epochs in global batches, rounded."""
-    loop = config.loop
-    global_batch_size = loop.micro_batch_size * loop.gradient_accumulation_steps * world_size
-    rows = [sum(len(corpus.trainable[name]) for name in stage.data) for stage in config.data.stages]
-    epochs = [stage.num_epochs * config.data.epoch_scale for stage in config.data.stages]
-    return [max(1, round(count * share / global_batch_size)) for count, share in zip(rows, epochs, strict=True)]
+    return [
+        num_steps(
+            stage_order(config, corpus, number, counts),
+            stage.num_epochs * config.data.epoch_scale,
+            micro_batch_size=micro_batch_size(config),
+            gradient_accumulation_steps=config.loop.gradient_accumulation_steps,
+            world_size=world_size,
+        )
+        for number, stage in enumerate(config.data.stages)
+    ]
+
+
+def micro_batch_size(config: PretrainConfig) -> int:
+    """Rows of a micro-batch, or its tokens."""
+    return config.loop.micro_batch_tokens or config.loop.micro_batch_size
 
 
 def describe(config: PretrainConfig, corpus: Corpus, world_size: int) -> list[str]:
@@ -133,11 +151,14 @@ def describe(config: PretrainConfig, corpus: Corpus, world_size: int) -> list[st
         f"videos: {len(corpus.videos):,} in {len(corpus.trainable)} data sets; "
         f"{corpus.num_excluded:,} excluded, {len(corpus.held_out):,} held out"
     ]
-    counts = stage_steps(config, corpus, world_size)
-    for number, (stage, steps) in enumerate(zip(config.data.stages, counts, strict=True)):
+    tokens = config.loop.micro_batch_tokens
+    # By tokens, the steps are known once the titles are tokenised.
+    steps = stage_steps(config, corpus, world_size) if tokens is None else []
+    for number, stage in enumerate(config.data.stages):
+        length = f"{steps[number]:,} steps" if tokens is None else f"micro-batches of {tokens:,} tokens"
         lines.append(
             f"stage {number + 1}: {', '.join(stage.data)} ({stage.order}), "
-            f"{stage.num_epochs * config.data.epoch_scale:g} epochs = {steps:,} steps"
+            f"{stage.num_epochs * config.data.epoch_scale:g} epochs = {length}"
         )
     active = [name for name, value in vars(config.objectives).items() if value is not None]
     lines.append(f"objectives: {', '.join(active)} (balance: {config.balance.mode})")
@@ -147,27 +168,29 @@ def describe(config: PretrainConfig, corpus: Corpus, world_size: int) -> list[st
 
 
 def stage_batches(
-    config: PretrainConfig, corpus: Corpus, collator: PretrainCollator, accelerator: Accelerator
+    config: PretrainConfig,
+    corpus: Corpus,
+    collator: PretrainCollator,
+    accelerator: Accelerator,
+    counts: np.ndarray | None = None,
 ) -> list[Stage]:
     """The stages with their steps and the micro-batches of this rank."""
     loop = config.loop
     rows = VideoRows(corpus.videos)
 
     def batches(number: int, num_steps: int, start_step: int) -> Iterable[Batch]:
-        stage = config.data.stages[number]
-        groups = [corpus.trainable[name] for name in stage.data]
         sampler = MicroBatchSampler(
-            RowOrder(groups, order=stage.order, seed=config.seed + number),
-            micro_batch_size=loop.micro_batch_size,
+            stage_order(config, corpus, number, counts),
+            micro_batch_size=micro_batch_size(config),
             gradient_accumulation_steps=loop.gradient_accumulation_steps,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             start_step=start_step,
             num_steps=num_steps,
         )
-        return step_batches(rows, sampler, collator, num_workers=loop.num_workers, seed=config.seed)
+        return step_batches(rows, sampler, collator, num_workers=loop.num_workers)
 
-    steps = stage_steps(config, corpus, accelerator.num_processes)
+    steps = stage_steps(config, corpus, accelerator.num_processes, counts)
     return [
         Stage(num_steps=num_steps, schedule=config.schedule, batches=partial(batches, number, num_steps))
         for number, num_steps in enumerate(steps)
@@ -193,8 +216,15 @@ def pretrain(
         tokenizer = corpus_tokenizer(config.tokenizer, config.model.init_from, corpus.videos, rows, folder, keep=keep)
         tags = tag_vocabulary(config, corpus, run.path / "tags.txt", keep=keep)
     processor = build_processor(config.model, tokenizer, corpus.videos.streams)
+    counts = None
+    if config.loop.micro_batch_tokens is not None:
+        with accelerator.main_process_first():
+            counts = token_counts(corpus.videos, processor, run.path)
     module, reports = build_module(config, corpus, tokenizer, tags)
     module.to(accelerator.device)
+    module.encoder.prepare_training(
+        gradient_checkpointing=config.loop.gradient_checkpointing, compile=config.loop.compile
+    )
     layers, num_layers = layer_numbers(module, module.encoder)
     heads = tuple(config.optimizer.head_parameters or HEADS)
     groups = parameter_groups(module, config.optimizer, lambda name: name.startswith(heads), layers.get, num_layers)
@@ -220,7 +250,7 @@ def pretrain(
     )
     if config.resume and trainer.resume():
         reporter.note([f"resumed at step {trainer.progress.step:,}"])
-    result = train(trainer, stage_batches(config, corpus, collator, accelerator), to_device)
+    result = train(trainer, stage_batches(config, corpus, collator, accelerator, counts), to_device)
     reporter.note([describe_result(result), f"best checkpoint: {run.checkpoints / 'best'}"])
     accelerator.wait_for_everyone()
     return result

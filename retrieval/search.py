@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
 from collections.abc import Sequence
@@ -160,8 +159,7 @@ def read_titles(folder: str, ids: Sequence[str]) -> dict[str, str]:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="vidsim search",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Print the videos most like given ones, by exact cosine over all embeddings.",
         epilog="example: vidsim search emb/fused --query 2345203561710403875 -k 10 --data data/aiac",
     )
     parser.add_argument("embeddings", help="embeddings folder or file")

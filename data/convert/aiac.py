@@ -11,12 +11,13 @@ Nothing is dropped silently: a bad record stops the run, or goes to OUT/<part>/f
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +90,10 @@ class AiacConversion:
         """
         sources = find_sources(self.source, self.tag_list)
         self.say(sources.describe())
+        with _no_empty_folders([self.out, *(self.out / part for part in sources.files)]):
+            self._convert(sources)
+
+    def _convert(self, sources: Sources) -> None:
         if sources.tag_list:  # small files first: an error in them shows at once
             self._convert_tag_list(sources.tag_list)
         for part, paths in sources.files.items():
@@ -215,6 +220,20 @@ class AiacConversion:
         if failures:
             line += f"; lines left out: {len(failures):,}, see {folder / FAILURES_FILE}"
         self.say(line)
+
+
+@contextlib.contextmanager
+def _no_empty_folders(folders: Sequence[Path]) -> Iterator[None]:
+    """On an error, remove those of these folders (outer ones first) that were made since and hold nothing."""
+    new = [folder for folder in folders if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in reversed(new):
+            for path in (folder / NOTES_FOLDER, folder):
+                with contextlib.suppress(OSError):  # not there, or not empty
+                    path.rmdir()
+        raise
 
 
 def _write_failures(folder: Path, jobs: Sequence[ShardJob], lines: Sequence[str] = ()) -> None:

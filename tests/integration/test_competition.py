@@ -100,7 +100,7 @@ def pretrained(converted: Competition) -> Competition:
 def finetuned(pretrained: Competition) -> Competition:
     for job in pretrained.size.jobs:
         runs = ("--init_from", f"runs/pretrain/job{job}", "--output_dir", f"runs/finetune/job{job}")
-        kept = ("--reset_projection", "false") if job in (2, 3) else ()
+        kept = ("--projection", "keep") if job in (2, 3) else ()
         pretrained.train("finetune", "published", *runs, *kept, *pretrained.size.finetune)
     pretrained.train("finetune", "similarity", *pretrained.size.finetune)
     return pretrained

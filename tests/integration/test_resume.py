@@ -67,6 +67,26 @@ def test_pretraining_survives_kills(tiny: Any, scripts: Any, tmp_path: Path, ran
 
 @pytest.mark.multi_process
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("--precision", "bf16", "--loop.num_workers", "2"),
+        ("--loop.gradient_checkpointing", "true", "--loop.num_workers", "1"),
+        ("--loop.micro_batch_tokens", "120", "--loop.gradient_accumulation_steps", "2"),
+    ],
+    ids=["bf16 and workers", "gradient checkpointing", "batches by tokens"],
+)
+def test_every_path_survives_kills(tiny: Any, scripts: Any, tmp_path: Path, path: tuple[str, ...]) -> None:
+    arguments = ["pretrain/run.py", *tiny.pretrain, *path]
+    scripts.run([*arguments, "--output_dir", str(tmp_path / "straight")], ranks=2)
+    interrupted = [*arguments, "--output_dir", str(tmp_path / "killed")]
+    assert killed_and_resumed(scripts, interrupted, tmp_path / "killed", 3, 2, seed=5) >= 1
+    assert scripts.metrics(tmp_path / "killed") == scripts.metrics(tmp_path / "straight")
+    assert fingerprint(tmp_path / "killed") == fingerprint(tmp_path / "straight")
+
+
+@pytest.mark.multi_process
+@pytest.mark.slow
 def test_finetuning_survives_kills(tiny: Any, scripts: Any, tmp_path: Path) -> None:
     untrained = tmp_path / "untrained"
     scripts.run(["pretrain/run.py", *tiny.pretrain, "--loop.max_steps", "0", "--output_dir", str(untrained)])

@@ -154,12 +154,12 @@ def test_a_checkpoint_that_is_cut_short_is_refused(place: Any) -> None:
     best = os.readlink(place / "runs/pre/checkpoints/best")
     cut(place / f"runs/pre/checkpoints/{best}/model.safetensors")
     embed = ("embed", "runs/pre", "data/test_b", "--out", "x")
+    older = "runs/pre/checkpoints/step_000002"
     for words, makes in ((embed, ()), (FINETUNE, ("runs/new",))):
         error = place.fails(*words, makes=makes, is_quiet=False)
         assert error.startswith("runs/pre/checkpoints/best: is damaged: ")
         assert f"{best}/model.safetensors: has " in error
-        assert error.endswith("Fix: name another checkpoint of this run")
-    older = "runs/pre/checkpoints/step_000002"
+        assert error.endswith(f"Fix: name another checkpoint of this run, such as {older}")
     place.succeeds("embed", older, "data/test_b", "--out", "x")
     place.succeeds(*FINETUNE, "--init_from", older, "--loop.max_steps", "1")
 

@@ -60,7 +60,7 @@ def test_cosines_and_judgement() -> None:
     assert cosines == pytest.approx([0.0, np.sqrt(0.5), np.sqrt(0.5)])
     many = np.arange(20.0)
     result = crossval.judge("x", many, many, np.repeat([0, 1], 10))
-    assert (result.pooled.value, result.mean_of_folds, result.num_pairs) == (pytest.approx(1), pytest.approx(1), 20)
+    assert (result.spearman, result.mean_of_folds, result.num_pairs) == (pytest.approx(1), pytest.approx(1), 20)
 
 
 def test_every_pair_validates_once() -> None:

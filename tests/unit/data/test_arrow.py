@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import operator
+import os
 import pickle
 import random
 from collections.abc import Callable
@@ -267,3 +268,23 @@ def test_datasets_reads_the_shards(write_data_set: Write, rows: Rows, tmp_path: 
     found = datasets.Dataset.from_file(str(folder / "data-00000.arrow"))
     assert found[4]["id"] == "v4"
     assert found[4]["frames"] == rows[4]["frames"].tobytes()
+
+
+def test_many_shards_hold_no_file_open(write_data_set: Any) -> None:
+    made = [{"id": f"v{number}", "frames": np.full((2, 4), number, np.float16)} for number in range(400)]
+    folder = write_data_set(made, num_shards=200)
+    before = len(os.listdir("/proc/self/fd"))
+    videos = open_videos(folder)
+    order = np.random.default_rng(0).permutation(400).tolist()
+    read = videos.read(order, ["id", "frames"])
+    assert [row["id"] for row in read] == [f"v{number}" for number in order]
+    assert all((row["frames"] == number).all() for row, number in zip(read, order, strict=True))
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_reading_ahead_where_there_is_nothing_to_read(write_data_set: Write) -> None:
+    videos = open_videos(write_data_set([{"id": "a"}, {"id": "b"}]))
+    assert [row["frames"].shape for row in videos.read([1, 0, -1])] == [(0, 4)] * 3
+    assert videos.read([]) == []
+    with pytest.raises(IndexError, match="row 2 of 2"):
+        videos.read([0, 2])

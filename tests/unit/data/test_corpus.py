@@ -4,11 +4,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from vidsim.common.errors import UserError
-from vidsim.data.corpus import open_corpus, read_excluded, read_ids
+from vidsim.data.corpus import open_corpus, read_excluded
 
 
 def videos(*ids: str) -> list[dict[str, Any]]:
@@ -64,24 +63,13 @@ def test_a_video_in_two_folders_is_refused(write_data_set: Any) -> None:
 
 
 def test_excluded_ids_come_from_lists_and_pairs(tmp_path: Path) -> None:
-    (tmp_path / "ids.txt").write_text("a\n\n b \n", encoding="utf-8")
+    (tmp_path / "ids.txt").write_text("a\nb\n", encoding="utf-8")
     (tmp_path / "pairs.tsv").write_text("id1\tid2\tscore\nc\td\t0.5\nc\ta\t1\n", encoding="utf-8")
     assert read_excluded([str(tmp_path / "ids.txt"), str(tmp_path / "pairs.tsv")]) == {"a", "b", "c", "d"}
     assert read_excluded([]) == set()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [(None, "no such file"), (b"\xff\xfe", "not UTF-8"), (b"\n \n", "holds no id")]
-)
-def test_a_list_of_ids_that_cannot_be_used(tmp_path: Path, content: bytes | None, message: str) -> None:
-    path = tmp_path / "ids.txt"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"ids\.txt: .*{message}"):
-        read_ids(path)
-
-
-def test_ids_keep_their_order(tmp_path: Path) -> None:
-    (tmp_path / "ids.txt").write_text("b\na\r\nb\n", encoding="utf-8")
-    assert read_ids(tmp_path / "ids.txt") == ["b", "a", "b"]
-    assert np.array(read_ids(tmp_path / "ids.txt")).shape == (3,)
+def test_a_list_of_ids_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("a\n\nb\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"ids\.txt, .*2: '' is not one id"):
+        read_excluded([str(tmp_path / "ids.txt")])

@@ -68,7 +68,7 @@ def test_published_settings() -> None:
     optimizer = make_optimizer(groups, OptimizerConfig(), torch.device("cpu"))
     assert {group["eps"] for group in optimizer.param_groups} == {1e-6}
     assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.999)}
-    assert not any(group["fused"] for group in optimizer.param_groups)
+    assert all(group["fused"] for group in optimizer.param_groups)
 
 
 def test_layer_decay_by_hand() -> None:

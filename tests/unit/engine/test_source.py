@@ -57,16 +57,22 @@ def test_without_a_best_it_means_the_newest_whole_one(save: Saver, tmp_path: Pat
 
 
 def test_a_damaged_best_is_not_replaced_by_another(save: Saver, tmp_path: Path) -> None:
-    best, _ = save(1, True), save(2, False)
+    best, _, newest = save(1, True), save(2, False), save(3, False)
     damage(best)
-    with pytest.raises(UserError, match=r"best: is damaged: .*config\.json.*Fix: name another checkpoint"):
+    damage(newest)
+    fix = r"Fix: name another checkpoint of this run, such as \S*run/checkpoints/step_000002$"
+    with pytest.raises(UserError, match=rf"best: is damaged: .*config\.json.*{fix}"):
         checkpoint_of(tmp_path / "run")
+    with pytest.raises(UserError, match=rf"step_000003: is damaged: .*config\.json.*{fix}"):
+        checkpoint_of(newest)
 
 
 def test_a_damaged_checkpoint_is_refused(save: Saver) -> None:
     folder = save(1, False)
     damage(folder)
-    with pytest.raises(UserError, match=r"step_000001: is damaged: .*config\.json"):
+    with pytest.raises(
+        UserError, match=r"step_000001: is damaged: .*config\.json.*Fix: no other checkpoint of this run is whole"
+    ):
         checkpoint_of(folder)
 
 

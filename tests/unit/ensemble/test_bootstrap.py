@@ -42,3 +42,30 @@ def test_resamples_without_a_value() -> None:
     assert percentile_interval(np.array([np.nan, np.nan, 0.5])) is None
     assert percentile_interval(np.empty(0)) is None
     assert percentile_interval(np.arange(101.0)) == pytest.approx((2.5, 97.5))
+
+
+def test_interval_is_as_wide_as_the_large_sample_error() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 5, 300) / 4
+    predictions = labels + generator.normal(size=300)
+    low, high = percentile_interval(spearman_resamples([predictions], labels, num_resamples=300)[:, 0]) or (0, 0)
+    value = spearman(predictions, labels)
+    assert low < value < high
+    # Large-sample standard error of a correlation r: about (1 - r^2) / sqrt(N).
+    assert high - low == pytest.approx(2 * 1.96 * (1 - value**2) / np.sqrt(300), rel=0.3)
+
+
+def test_groups_see_that_copies_tell_nothing_new() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 5, 100) / 4
+    predictions = labels + generator.normal(size=100)
+    videos = [f"v{index}" for index in range(100)] * 9
+
+    def width(repeats: int, groups: list[str] | None) -> float:
+        values = [np.tile(predictions, repeats)], np.tile(labels, repeats)
+        interval = percentile_interval(spearman_resamples(*values, groups=groups, num_resamples=300)[:, 0])
+        assert interval is not None
+        return interval[1] - interval[0]
+
+    assert width(9, videos) == pytest.approx(width(1, None), rel=0.2)
+    assert width(9, None) * 2 < width(9, videos)

@@ -258,6 +258,18 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     write_embeddings("other", emb.ids, -emb.vectors[::-1])
     assert run("--check result.zip --ids ids.txt other") == 0
     assert "more than rounding" in capsys.readouterr().out
+    write_pairs("others.tsv", Pairs(["v1", "x", "v2"], ["v2", "v1", "y"], np.array([0.1, 0.2, 0.3])))
+    write_pairs("flat.tsv", Pairs(ids[:3], ids[1:4], np.full(3, 0.5)))
+    faults = {
+        "others": r"others\.tsv: 2 of its 4 videos are not among the ids of ids\.txt: x, y",
+        "flat": "constant labels",
+        "none": r"none\.tsv: no such file",
+    }
+    for name, message in faults.items():
+        with pytest.raises(UserError, match=message):
+            run(f"emb --ids ids.txt --out new.zip --pairs {name}.tsv")
+        assert not Path("new.zip").exists()
+    assert run("emb --ids ids.txt --out new.zip --pairs pairs.tsv") == 0
     with pytest.raises(UserError, match="--out needs the embeddings to write"):
         run("--ids ids.txt --out result.zip")
     with pytest.raises(UserError, match="one of the arguments --out --check is required"):

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,14 @@ import pytest
 import torch
 
 from vidsim.common.errors import UserError
+from vidsim.data import schema
 from vidsim.data.arrow import open_videos
 from vidsim.data.collators import encode_rows
-from vidsim.data.embeddings import Embeddings, EmbeddingWriter, read_embeddings
+from vidsim.data.embeddings import Embeddings, read_embeddings
 from vidsim.data.manifest import StreamInfo
 from vidsim.data.shards import ShardWriter, write_manifest
 from vidsim.finetune import embed
+from vidsim.finetune.embed import SortedWindows, batch_vectors, estimated_lengths, prepare_for_inference
 from vidsim.modeling.build import load_encoder
 
 
@@ -61,36 +65,28 @@ def test_only_the_ids_asked_for_in_their_order(checkpoint: Path, small_data: Any
         command(checkpoint, small_data, tmp_path / "other", "--ids", str(tmp_path / "ids.txt"))
 
 
-class SmallShards(EmbeddingWriter):
-    """Shards of ten rows; killed after one where it is told so."""
-
-    killed = False
-
-    def __init__(self, folder: Any, dim: int, metadata: Any, **settings: Any) -> None:
-        super().__init__(folder, dim, metadata, 10, **settings)
-
-    def write(self, ids: Any, vectors: Any) -> None:
-        super().write(ids, vectors)
-        if self.killed and self.num_done >= 12:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("batch_size", ["4", "10", "64"])
 def test_a_killed_run_goes_on_to_the_same_bits(
     checkpoint: Path, small_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: str
 ) -> None:
-    """Batches of 4 do not meet the shard's end at 10: the run goes on in the middle of one."""
-    monkeypatch.setattr(embed, "EmbeddingWriter", SmallShards)
+    monkeypatch.setattr(embed, "WINDOW", 10)
     options = ["--batch_size", batch_size]
     straight = command(checkpoint, small_data, tmp_path / "straight", *options)
-    monkeypatch.setattr(SmallShards, "killed", True)
+    compute, seen = embed.batch_vectors, []
+
+    def killed(encoder: Any, batch: Any, *rest: Any) -> torch.Tensor:
+        seen.extend(batch[schema.ROW_IDS])
+        if len(seen) > 10:
+            raise KeyboardInterrupt
+        return compute(encoder, batch, *rest)
+
+    monkeypatch.setattr(embed, "batch_vectors", killed)
     with pytest.raises(KeyboardInterrupt):
         command(checkpoint, small_data, tmp_path / "killed", *options)
-    shards = sorted(path.name for path in (tmp_path / "killed").iterdir())
-    assert shards[0] == "part-00000.parquet"
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["part-00000.parquet"]
     with pytest.raises(UserError, match="is not complete"):
         read_embeddings(tmp_path / "killed")
-    monkeypatch.setattr(SmallShards, "killed", False)
+    monkeypatch.setattr(embed, "batch_vectors", compute)
     resumed = command(checkpoint, small_data, tmp_path / "killed", *options)
     assert resumed.ids == straight.ids
     assert resumed.vectors.tobytes() == straight.vectors.tobytes()
@@ -101,6 +97,110 @@ def test_a_killed_run_goes_on_to_the_same_bits(
             command(checkpoint, small_data, tmp_path / "killed", *other)
     overwritten = command(checkpoint, small_data, tmp_path / "killed", "--vector", "hidden", "--overwrite")
     assert overwritten.dim == 8
+
+
+def test_windows_are_sorted_and_dealt_to_the_ranks() -> None:
+    rows = np.array([9, 1, 2, 3, 4, 5, 6, 7, 8, 0, 10])
+    text = np.array([0, 5, 3, 9, 3, 8, 1, 1, 7, 2, 6])
+    vectors = np.array([4, 1, 3, 2, 9, 5, 0, 6, 7, 8, 1])
+    lengths = np.stack([text, vectors], axis=1)
+    windows = [SortedWindows(rows, lengths, batch_size=2, window=6, rank=r, world_size=2) for r in range(2)]
+    # The first window holds rows 9 1 2 3 4 5 with texts of 2 5 3 9 3 8 tokens: two bands, rows 3 5 1 and rows 2 4 9,
+    # which have 2 5 1 and 3 9 8 vectors. The second: rows 6 7 8 0 10, 1 1 7 0 6 tokens; bands 8 10 6 and 7 0.
+    assert rows[windows[0].order(0)].tolist() == [5, 3, 1, 4, 9, 2]
+    assert rows[windows[0].order(6)].tolist() == [8, 10, 6, 7, 0]
+    batches = [[[row for _, row in keys] for keys in each] for each in windows]
+    assert batches == [[[5, 3], [9, 2], [8, 10], [0]], [[1, 4], [6, 7]]]
+    assert [len(each) for each in windows] == [4, 2]
+    resumed = SortedWindows(rows, lengths, batch_size=2, window=6, start=6)
+    assert [[row for _, row in keys] for keys in resumed] == [[8, 10], [6, 7], [0]]
+    assert len(SortedWindows(rows, lengths, batch_size=2, window=6, start=11)) == 0
+
+
+def test_a_batch_holds_little_padding() -> None:
+    generator = np.random.default_rng(0)
+    lengths = np.stack([generator.integers(1, 34, 4096), generator.integers(1, 33, 4096)], axis=1)
+    sampler = SortedWindows(np.arange(4096), lengths, batch_size=16, window=4096)
+    padded = sum(lengths[[row for _, row in keys]].max(axis=0).sum() * len(keys) for keys in sampler)
+    assert padded < 1.12 * lengths.sum()
+    unsorted = sum(lengths[start : start + 16].max(axis=0).sum() * 16 for start in range(0, 4096, 16))
+    assert unsorted > 1.8 * lengths.sum()
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "batch_size", "window", "world_size"), [(23, 3, 7, 3), (5, 9, 9, 4), (40, 1, 8, 5)]
+)
+def test_every_row_has_one_rank(num_rows: int, batch_size: int, window: int, world_size: int) -> None:
+    generator = np.random.default_rng(0)
+    rows, lengths = generator.permutation(num_rows), generator.integers(0, 9, (num_rows, 2))
+    sizes = {"batch_size": batch_size, "window": window}
+    alone = [tuple(keys) for keys in SortedWindows(rows, lengths, **sizes)]
+    shared = []
+    for rank in range(world_size):
+        sampler = SortedWindows(rows, lengths, **sizes, rank=rank, world_size=world_size)
+        found = [tuple(keys) for keys in sampler]
+        assert len(found) == len(sampler) == sum(len(sampler.own_parts(start)) for start in sampler.starts)
+        shared += found
+    assert sorted(shared) == sorted(alone)
+    assert sorted(row for keys in alone for _, row in keys) == list(range(num_rows))
+
+
+def test_lengths_are_those_of_the_batches(checkpoint: Path, small_data: Any) -> None:
+    _, processor = load_encoder(checkpoint)
+    lengths = estimated_lengths(small_data.videos, processor)
+    for video, length in zip(small_data.videos, lengths.tolist(), strict=True):
+        words = video["title"].split()
+        assert length == [min(len(words), 4), min(len(video["frames"]), 4)]  # "w1 w2" has 3 bytes a word, less one
+    processor.use_text = False
+    assert estimated_lengths(small_data.videos, processor).max(axis=0).tolist() == [0, 4]
+    processor.use_frames = False
+    assert estimated_lengths(small_data.videos, processor).max() == 0
+
+
+def test_bf16_computes_the_bits_of_autocast(checkpoint: Path, small_data: Any) -> None:
+    plain, processor = load_encoder(checkpoint)
+    rounded = prepare_for_inference(load_encoder(checkpoint)[0], torch.device("cpu"), "bf16")
+    assert {p.dtype for p in rounded.text.parameters()} == {torch.float32, torch.bfloat16}
+    batch = encode_rows(list(small_data.videos), processor)
+    vectors = [batch_vectors(each.eval(), batch, "bf16", "hidden") for each in (rounded, plain)]
+    assert torch.equal(*vectors)
+    exact = batch_vectors(plain, batch, "fp32", "hidden")
+    assert 1e-5 < (vectors[0] - exact).abs().max() < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.multi_process
+@pytest.mark.parametrize("num_workers", ["0", "2"])
+def test_two_processes_write_what_one_does(
+    checkpoint: Path, small_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: str
+) -> None:
+    monkeypatch.setattr(embed, "WINDOW", 10)
+    straight = command(checkpoint, small_data, tmp_path / "one", "--batch_size", "4")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom vidsim.common.entry import run_entry\nfrom vidsim.finetune import embed\n"
+        "embed.WINDOW = 10\nsys.exit(run_entry(embed.main))\n",
+        encoding="utf-8",
+    )
+    folder = tmp_path / "two"
+    folder.mkdir()
+    shutil.copy(tmp_path / "one/part-00000.parquet", folder)  # both go on after the first shard
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    arguments = [str(checkpoint), str(small_data.folder / "videos"), "--out", str(folder), "--batch_size", "4"]
+    run = subprocess.run(
+        [*launch, *arguments, "--num_workers", num_workers],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == f"{folder}: 24 embeddings\n"
+    made = read_embeddings(folder)
+    assert made.ids == straight.ids
+    np.testing.assert_allclose(made.vectors, straight.vectors, rtol=0, atol=1e-6)
+    assert made.metadata == straight.metadata
 
 
 def other_data(folder: Path, streams: dict[str, int]) -> Path:
@@ -142,10 +242,6 @@ def test_what_cannot_work_is_named(
     (copy / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"copy: holds no model\.safetensors"):
         command(copy, small_data, tmp_path / "out")
-    several: Any = SimpleNamespace(num_processes=2)
-    monkeypatch.setattr(embed, "make_accelerator", lambda precision: several)
-    with pytest.raises(UserError, match=r"several processes at once.*Fix: start one process"):
-        command(checkpoint, small_data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from vidsim.common.errors import UserError
 from vidsim.data.embeddings import write_embeddings
 from vidsim.data.pairs import Pairs, read_pairs
 from vidsim.engine.loop import LoopConfig
+from vidsim.engine.source import checkpoint_of
 from vidsim.finetune.config import FinetuneConfig, PairDataConfig
 from vidsim.finetune.run import PairData, main, num_steps, open_pairs
 from vidsim.finetune.tasks.similarity import SimilarityConfig
+from vidsim.modeling.build import load_encoder
 
 
 @pytest.fixture
@@ -167,3 +170,13 @@ def test_frames_of_another_width_are_refused_before_the_first_step(config: Finet
     with pytest.raises(UserError, match=r"field 'frames': the data set has vectors of width 3.*of width 6"):
         main(arguments)
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_principal_projection_is_where_the_run_starts(config: FinetuneConfig, tmp_path: Path) -> None:
+    arguments = ["--init_from", config.init_from, "--data.videos", f"[{config.data.videos[0]}]"]
+    arguments += ["--data.pairs", config.data.pairs, "--output_dir", str(tmp_path / "run")]
+    assert main([*arguments, "--projection", "principal", "--loop.max_steps", "0"]) == 0
+    started, _ = load_encoder(checkpoint_of(tmp_path / "run"))
+    weight = started.embedding_head.projection.weight
+    torch.testing.assert_close(weight @ weight.T, torch.eye(4), rtol=0, atol=1e-5)
+    assert started.embedding_head.projection.bias.tolist() == [0.0] * 4

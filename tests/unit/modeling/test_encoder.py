@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from transformers import AutoModel, PreTrainedConfig, RoFormerConfig
 
+from vidsim.modeling.attention import PACKED
 from vidsim.modeling.config import VidsimConfig
 from vidsim.modeling.encoder import VideoTextEncoder
 
@@ -264,8 +265,10 @@ def test_without_position_ids_streams_and_text_share_the_positions() -> None:
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "electra", "distilbert"])
 def test_forward_never_waits_for_the_device(family: str, encoder_of: EncoderOf, batch: Batch) -> None:
-    # Tensors on "meta" have no values: whatever looks at one (.item(), "is the mask all ones?") raises.
+    # Tensors on "meta" have no values: whatever looks at one (.item(), "is the mask all ones?") raises. Packing does,
+    # once: it must know how many positions there are.
     model = encoder_of(family).to("meta")
+    model.text.set_attn_implementation("sdpa")
     output = model(**{key: value.to("meta") for key, value in batch.items()})
     assert output.embedding.shape == (3, 5)
 
@@ -289,7 +292,8 @@ def test_saved_folder_carries_its_code(encoder_of: EncoderOf, tmp_path: Path) ->
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert auto_map == {"AutoConfig": "config.VidsimConfig", "AutoModel": "encoder.VideoTextEncoder"}
     carried = {path.stem for path in tmp_path.glob("*.py")}
-    assert carried == {"config", "embeddings", "encoder", "heads", "initialization", "pooling", "processor"}
+    names = ["attention", "config", "embeddings", "encoder", "heads", "initialization", "pooling", "processor"]
+    assert sorted(carried) == names
     for path in tmp_path.glob("*.py"):
         lines = path.read_text().splitlines()
         assert not [line for line in lines if line.startswith(("import vidsim", "from vidsim"))]
@@ -319,7 +323,7 @@ def test_attention_back_ends_agree(encoder_of: EncoderOf, batch: Batch, tmp_path
     model.save_pretrained(tmp_path)
     eager = AutoModel.from_pretrained(tmp_path, attn_implementation="eager")
     assert (model.text.config._attn_implementation, eager.text.config._attn_implementation) == (
-        "sdpa",
+        PACKED,
         "eager",
     )
     torch.testing.assert_close(model(**batch).embedding, eager(**batch).embedding, rtol=0, atol=1e-5)

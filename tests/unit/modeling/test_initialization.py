@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from vidsim.modeling.attention import PACKED
 from vidsim.modeling.encoder import VideoTextEncoder
 from vidsim.modeling.heads import MlmHead
 from vidsim.modeling.initialization import LoadReport, first_position, load_mlm_head
@@ -62,7 +63,7 @@ def test_the_result_is_saved_and_loaded_like_any_other(text_config_of: TextConfi
     loaded = VideoTextEncoder.from_pretrained(tmp_path / "saved")
     ids, frames = torch.arange(5, 12)[None], torch.randn(1, 4, 6)
     assert torch.equal(model(ids, None, frames).embedding, loaded(ids, None, frames).embedding)
-    assert model.text.config._attn_implementation == "sdpa"
+    assert model.text.config._attn_implementation == PACKED
 
 
 def test_half_precision_weights_become_float32(text_config_of: TextConfigOf, tmp_path: Path) -> None:

@@ -5,13 +5,11 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 
 from vidsim.modeling.metrics import (
-    bootstrap,
     mean_reciprocal_rank,
     mse,
     pearson,
     recall_at_k,
     spearman,
-    tie_ceiling,
 )
 
 
@@ -52,47 +50,6 @@ def test_refuses_what_has_no_correlation(metric: object) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             metric(predictions, labels)
-
-
-def test_tie_ceiling_is_reached_by_a_perfect_ranking_without_ties() -> None:
-    labels = np.array([0.0, 0.0, 0.0, 0.5, 1.0, 1.0])
-    # Groups of 3, 1, 2: 1 - (24 + 0 + 6) / 210.
-    assert tie_ceiling(labels) == pytest.approx(np.sqrt(1 - 30 / 210))
-    assert spearman(np.arange(6), labels) == pytest.approx(tie_ceiling(labels))
-    assert tie_ceiling([0.1, 0.2, 0.3]) == 1.0
-    with pytest.raises(ValueError, match="all 2 labels"):
-        tie_ceiling([0.5, 0.5])
-
-
-def test_bootstrap_interval_covers_the_value_and_repeats() -> None:
-    predictions, labels = pairs(300)
-    interval = bootstrap(predictions, labels, num_resamples=300)
-    assert interval.value == spearman(predictions, labels)
-    assert interval.low < interval.value < interval.high
-    assert interval == bootstrap(predictions, labels, num_resamples=300)
-    assert interval != bootstrap(predictions, labels, num_resamples=300, seed=1)
-    # Large-sample standard error of a correlation r: about (1 - r^2) / sqrt(N).
-    width = 2 * 1.96 * (1 - interval.value**2) / np.sqrt(300)
-    assert interval.high - interval.low == pytest.approx(width, rel=0.3)
-    assert str(interval) == f"{interval.value:.4f} [{interval.low:.4f}, {interval.high:.4f}]"
-
-
-def test_bootstrap_over_groups_sees_that_copies_tell_nothing_new() -> None:
-    predictions, labels = pairs(100)
-    single = bootstrap(predictions, labels, num_resamples=300)
-    videos = np.tile([f"v{index}" for index in range(100)], 9)
-    copied = bootstrap(np.tile(predictions, 9), np.tile(labels, 9), groups=videos, num_resamples=300)
-    naive = bootstrap(np.tile(predictions, 9), np.tile(labels, 9), num_resamples=300)
-    assert copied.high - copied.low == pytest.approx(single.high - single.low, rel=0.2)
-    assert (naive.high - naive.low) * 2 < copied.high - copied.low
-    with pytest.raises(ValueError, match="groups"):
-        bootstrap(predictions, labels, groups=[1, 2])
-
-
-def test_bootstrap_of_too_few_pairs_is_refused() -> None:
-    with pytest.raises(ValueError, match="too few pairs"):
-        bootstrap([0.1, 0.2], [0.0, 1.0], num_resamples=200)
-    assert bootstrap([0.1, 0.2], [0.0, 1.0], mse, num_resamples=50).num_resamples == 50
 
 
 SCORES = [[0.9, 0.8, 0.1, 0.7], [0.2, 0.5, 0.5, 0.1]]

@@ -143,6 +143,24 @@ def test_further_streams(make: Make) -> None:
     assert list(batch) == processor.model_input_names
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_title_that_reads_like_a_special_token_is_text(kind: str, make: Make, tmp_path: Path) -> None:
+    processor = make(kind, max_title_tokens=20, max_asr_tokens=20)
+    tokenizer = processor.tokenizer
+    special = [token for token in tokenizer.all_special_tokens if token]
+    assert tokenizer.mask_token in special
+    assert tokenizer.sep_token in special
+    processor.save_pretrained(tmp_path)
+    for each in (processor, VideoTextProcessor.from_pretrained(tmp_path)):
+        batch = each(["red", *special], ["blue"] * (1 + len(special)))
+        plain = (batch["input_ids"][0] == tokenizer.sep_token_id).sum()
+        for ids in batch["input_ids"]:
+            assert tokenizer.mask_token_id not in ids
+            assert (ids == tokenizer.sep_token_id).sum() == plain
+        # As many as the mask counts: none of them is padding in the middle.
+        assert ((batch["input_ids"] != tokenizer.pad_token_id).sum(1) == batch["attention_mask"].sum(1)).all()
+
+
 def test_an_empty_batch(make: Make) -> None:
     batch = make()([], frames=[])
     assert batch["input_ids"].shape == (0, 0)

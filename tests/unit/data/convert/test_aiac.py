@@ -193,6 +193,23 @@ def test_messages_of_bad_records(tmp_path: Path, changes: dict[str, Any], messag
         convert(tmp_path, tmp_path / "out")
 
 
+def test_an_error_leaves_no_empty_folder(clean_source: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "pairwise").mkdir(parents=True)
+    (source / "pairwise/pairwise.tfrecords").write_bytes(b"not a TFRecord file")
+    with pytest.raises(UserError, match=r"pairwise\.tfrecords"):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    # What is whole stays, and so does what was there before.
+    shutil.copytree(clean_source / "test_a", source / "test_a")
+    shutil.copytree(clean_source / "pointwise", source / "pointwise")
+    (tmp_path / "out/test_a").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"pairwise\.tfrecords"):
+        convert(source, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["pointwise", "test_a"]
+    assert len(open_videos(tmp_path / "out/pointwise")) == CONFIG.num_videos
+
+
 def test_legal_oddities_pass(tmp_path: Path) -> None:
     odd = video("2", title=[], asr_text=[b""], tag_id=[], category_id=[], frame_feature=[], another_feature=[1])
     write_part(tmp_path, [video("1", frame_feature=[bytes(8)] * 40), odd])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from vidsim.common.errors import UserError
+from vidsim.data.ids import read_ids
 from vidsim.data.manifest import StreamInfo
 from vidsim.data.shards import ShardWriter, write_manifest
-from vidsim.ensemble.ids import read_ids
 
 
 def test_text_file(tmp_path: Path) -> None:
@@ -17,13 +17,22 @@ def test_text_file(tmp_path: Path) -> None:
     assert read_ids(path) == ["12", "b c", "d"]
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\n\n \n"])
+def test_blank_lines_may_stand_at_the_end(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "ids.txt"
+    path.write_text(f"b\na{end}", encoding="utf-8")
+    assert read_ids(path) == ["b", "a"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("", "holds no ids"),
-        ("a\n\nb\n", "line 2: '' is not one id"),
-        ("a\nb\t1\n", "line 2"),
-        ("a\n b\n", "line 2"),
+        ("\n \n", "holds no ids"),
+        ("a\n\nb\n", r"ids\.txt, .*2: '' is not one id.*Fix: one id on each line"),
+        ("a\n\x0b\nb\n", "2: .* is not one id"),
+        ("a\nb\t1\n", "2: 'b"),
+        ("a\n b\n", "2: ' b' is not one id"),
         ("a\nb\na\n", "1 ids occur more than once: a"),
     ],
 )
@@ -37,6 +46,9 @@ def test_faults_are_named(tmp_path: Path, content: str, message: str) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_ids(tmp_path / "ids.txt")
+    (tmp_path / "other.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"other\.txt: is not UTF-8"):
+        read_ids(tmp_path / "other.txt")
     with pytest.raises(UserError, match="holds no data set"):
         read_ids(tmp_path)
 

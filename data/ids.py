@@ -1,4 +1,4 @@
-"""Which videos are asked for: the ids of a data set, or the lines of a text file."""
+"""Which videos are meant: the lines of a text file, or the ids of a data set."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 from vidsim.common.errors import UserError
 from vidsim.data.arrow import open_videos
 from vidsim.data.embeddings import repeated, shown
+from vidsim.data.rows import is_plain_line
 from vidsim.data.schema import MANIFEST_FILE
 
 
 def read_ids(source: str | Path) -> list[str]:
-    """Read ids from a data set folder, a folder of data sets (in the order of their names), or a text file.
+    """Read ids from a text file, a data set folder, or a folder of data sets (in the order of their names).
 
     Raises:
         UserError: Nothing there, no ids, a line that is not one id (naming it), ids that occur twice.
@@ -27,7 +28,7 @@ def read_ids(source: str | Path) -> list[str]:
     else:
         ids = _read_lines(source)
     if not ids:
-        raise UserError("holds no ids", file=source)
+        raise UserError("holds no ids", file=source, fix="write one video id on each line")
     twice = repeated(ids)
     if twice:
         raise UserError(f"{len(twice):,} ids occur more than once: {shown(twice)}", file=source)
@@ -35,13 +36,18 @@ def read_ids(source: str | Path) -> list[str]:
 
 
 def _read_lines(path: Path) -> list[str]:
+    """The lines of a file; blank ones may only stand at its end."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise UserError("no such file or folder", file=path) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"is not UTF-8 ({error})", file=path) from None
+    except OSError as error:
         raise UserError(f"cannot be read ({error})", file=path) from None
+    while lines and not lines[-1].strip():
+        lines.pop()
     for number, line in enumerate(lines, 1):
-        if not line or line != line.strip() or "\t" in line:
+        if not is_plain_line(line):
             raise UserError(f"{line!r:.60} is not one id", file=path, record=number, fix="one id on each line")
     return lines

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from vidsim.common.errors import UserError
-from vidsim.engine.accelerator import Precision
 from vidsim.engine.adversarial import FgmConfig
 from vidsim.engine.ema import EmaConfig
 from vidsim.engine.loop import LoopConfig
 from vidsim.engine.optimizer import OptimizerConfig
 from vidsim.engine.schedule import ScheduleConfig
-from vidsim.engine.trackers import check_trackers
+from vidsim.engine.session import SessionConfig
 from vidsim.finetune.tasks.similarity import SimilarityConfig
 
 
@@ -63,7 +62,7 @@ class PairDataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
+class FinetuneConfig(SessionConfig):
     """A finetuning run."""
 
     init_from: str
@@ -74,8 +73,6 @@ class FinetuneConfig:
     """Run folder."""
     num_epochs: float = 10.0
     """Passes over the training pairs (the winner: 10; 98 % of the final score stands after one)."""
-    seed: int = 2021
-    """Of order and dropout."""
     task: SimilarityConfig = field(default_factory=SimilarityConfig)
     """Loss and label."""
     pooling: Literal["mean", "first", "attention", "mean_unmasked", "attention_unmasked"] | None = None
@@ -96,14 +93,6 @@ class FinetuneConfig:
     """Moving average of the weights that is evaluated and saved (WeChat 2022: +1.0 F1 point); null: none."""
     fgm: FgmConfig | None = None
     """A second pass on adversarial word embeddings (WeChat 2022: +.5 to +.7 F1 points); doubles the cost of a step."""
-    precision: Precision = "fp32"
-    """bf16: autocast, weights stay fp32. tf32: fp32 with faster, rounded matrix products on CUDA."""
-    trackers: list[str] = field(default_factory=list)
-    """wandb, tensorboard or trackio; metrics.jsonl is always written."""
-    resume: bool = False
-    """Go on from the newest valid checkpoint of `output_dir`."""
-    dry_run: bool = False
-    """Check everything, print what would be done, touch no device."""
 
     def validate(self) -> None:
         """All checks that need no device.
@@ -113,11 +102,11 @@ class FinetuneConfig:
         """
         for part in (self.data, self.task, self.optimizer, self.schedule, self.loop):
             part.validate()
-        check_trackers(self.trackers)
+        self.validate_session()
+        if self.loop.micro_batch_tokens is not None:
+            raise UserError("pairs are counted by rows", field="loop.micro_batch_tokens", fix="set null")
         if not self.num_epochs > 0:
             raise UserError(f"{self.num_epochs} is not above 0", field="num_epochs")
-        if self.seed < 0:
-            raise UserError(f"{self.seed} is below 0", field="seed")
         for extra in (self.ema, self.fgm):
             if extra is not None:
                 extra.validate()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from vidsim.data.pairs import Pairs, read_pairs
 from vidsim.data.samplers import MicroBatchSampler, RowOrder
 from vidsim.data.splits import describe, split_pairs
 from vidsim.data.tags import TagVocabulary
-from vidsim.engine.accelerator import banner_lines, make_accelerator
+from vidsim.engine.accelerator import banner_lines
 from vidsim.engine.balance import BalanceConfig, LossBalancer
 from vidsim.engine.ema import ExponentialMovingAverage
 from vidsim.engine.loop import Hooks, Stage, Trainer, TrainResult, describe_result, train
@@ -36,6 +35,7 @@ from vidsim.engine.optimizer import make_optimizer, parameter_groups
 from vidsim.engine.reporting import Reporter
 from vidsim.engine.run_folder import RunFolder
 from vidsim.engine.seeding import seed_everything
+from vidsim.engine.session import run_session
 from vidsim.engine.settings import parse_settings
 from vidsim.engine.source import checkpoint_of
 from vidsim.finetune.config import FinetuneConfig
@@ -90,21 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         check_streams_match(encoder.config, data.videos.streams, source)
         print("\n".join([*data.lines, f"steps: {num_steps(config, data, 1):,} on one process"]))
         return 0
-    accelerator = make_accelerator(config.precision)
-    run = RunFolder.create(
-        config.output_dir,
-        settings.yaml,
-        config.resume,
-        world_size=accelerator.num_processes,
-        device=str(accelerator.device),
-        is_main_process=accelerator.is_main_process,
-    )
-    # Closed however the run ends, so that a failed one still has its page and flushes its trackers.
-    with run, closing(Reporter(run, config.trackers, enabled=accelerator.is_main_process)) as reporter:
-        result = finetune(config, data, run, reporter, accelerator)
-    if result.interrupted and accelerator.is_main_process:
-        print(f"stopped at step {result.step}; go on with --resume", file=sys.stderr)
-    return 130 if result.interrupted else 0
+    return run_session(config, config.output_dir, settings, partial(finetune, config, data))
 
 
 def open_pairs(config: FinetuneConfig) -> PairData:

@@ -9,12 +9,11 @@ from typing import Literal
 from vidsim.common.errors import UserError
 from vidsim.data.corpus_tokenizer import TokenizerConfig
 from vidsim.data.masking import MaskingConfig
-from vidsim.engine.accelerator import Precision
 from vidsim.engine.balance import BalanceConfig
 from vidsim.engine.loop import LoopConfig
 from vidsim.engine.optimizer import OptimizerConfig
 from vidsim.engine.schedule import ScheduleConfig
-from vidsim.engine.trackers import check_trackers
+from vidsim.engine.session import SessionConfig
 from vidsim.modeling.build import ModelConfig
 from vidsim.modeling.objectives.contrastive import ContrastiveConfig
 from vidsim.modeling.objectives.mfm import MfmConfig
@@ -126,15 +125,13 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class PretrainConfig(SessionConfig):
     """A pretraining run."""
 
     data: DataConfig
     """Data sets."""
     output_dir: str = "runs/pretrain/base"
     """Run folder."""
-    seed: int = 2021
-    """Of initial weights, order, masks and dropout."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """Where the tokenizer comes from; by default from `model.init_from`, else it is trained on the training rows."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -153,14 +150,6 @@ class PretrainConfig:
     """Length and cadence."""
     probe: ProbeConfig | None = None
     """Labelled pairs to watch."""
-    precision: Precision = "fp32"
-    """bf16: autocast, weights stay fp32. tf32: fp32 with faster, rounded matrix products on CUDA."""
-    trackers: list[str] = field(default_factory=list)
-    """wandb, tensorboard or trackio; metrics.jsonl is always written."""
-    resume: bool = False
-    """Go on from the newest valid checkpoint of `output_dir`."""
-    dry_run: bool = False
-    """Check everything, print what would be done, touch no device."""
 
     def validate(self) -> None:
         """All checks that need no device.
@@ -174,9 +163,7 @@ class PretrainConfig:
         self.loop.validate()
         if self.probe is not None:
             self.probe.validate()
-        if self.seed < 0:
-            raise UserError(f"{self.seed} is below 0", field="seed")
-        check_trackers(self.trackers)
+        self.validate_session()
         objectives = self.objectives
         active = {name: objective for name, objective in vars(objectives).items() if objective is not None}
         if not active:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +24,7 @@ from vidsim.data.pairs import Pairs, read_pairs
 from vidsim.data.samplers import MicroBatchSampler, RowOrder, Stream, TokenOrder, num_steps
 from vidsim.data.tags import TagVocabulary
 from vidsim.data.token_counts import token_counts
-from vidsim.engine.accelerator import banner_lines, make_accelerator
+from vidsim.engine.accelerator import banner_lines
 from vidsim.engine.balance import LossBalancer
 from vidsim.engine.loop import Hooks, Stage, Trainer, TrainResult, describe_result, train
 from vidsim.engine.optimizer import describe as describe_groups
@@ -33,6 +32,7 @@ from vidsim.engine.optimizer import make_optimizer, parameter_groups
 from vidsim.engine.reporting import Reporter
 from vidsim.engine.run_folder import RunFolder
 from vidsim.engine.seeding import seed_everything
+from vidsim.engine.session import run_session
 from vidsim.engine.settings import parse_settings
 from vidsim.modeling.build import build_encoder, build_processor, check_streams_match, save_encoder
 from vidsim.modeling.initialization import LoadReport, load_mlm_head
@@ -72,21 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     if config.dry_run:
         print("\n".join(describe(config, corpus, world_size=1)))
         return 0
-    accelerator = make_accelerator(config.precision)
-    run = RunFolder.create(
-        config.output_dir,
-        settings.yaml,
-        config.resume,
-        world_size=accelerator.num_processes,
-        device=str(accelerator.device),
-        is_main_process=accelerator.is_main_process,
-    )
-    # Closed however the run ends, so that a failed one still has its page and flushes its trackers.
-    with run, closing(Reporter(run, config.trackers, enabled=accelerator.is_main_process)) as reporter:
-        result = pretrain(config, corpus, probe, run, reporter, accelerator)
-    if result.interrupted and accelerator.is_main_process:
-        print(f"stopped at step {result.step}; go on with --resume", file=sys.stderr)
-    return 130 if result.interrupted else 0
+    return run_session(config, config.output_dir, settings, partial(pretrain, config, corpus, probe))
 
 
 def prepare_sample(config: PretrainConfig) -> None:

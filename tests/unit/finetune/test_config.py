@@ -54,6 +54,7 @@ def test_the_defaults_are_fine_and_leak_nothing() -> None:
         (config(ema=EmaConfig(decay=1.0)), r"'ema\.decay'"),
         (config(fgm=FgmConfig(epsilon=0.0)), r"'fgm\.epsilon'"),
         (config(loop=LoopConfig(log_every_steps=0)), r"'loop\.log_every_steps'"),
+        (config(loop=LoopConfig(micro_batch_tokens=100)), r"'loop\.micro_batch_tokens': pairs are counted by rows"),
         (config(optimizer=OptimizerConfig(layer_decay=0.0)), r"'optimizer\.layer_decay'"),
         (config(schedule=ScheduleConfig(min_ratio=2.0)), r"'schedule\.min_ratio'"),
         (config(trackers=["nothing"]), r"nothing"),

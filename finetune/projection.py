@@ -1,8 +1,10 @@
 """A projection that starts where the encoder already is: the principal directions of its pooled states.
 
-A fresh random projection throws away what pretraining taught: cosines after it only resemble those before it. The
-first E right singular vectors of the pooled states of the training videos keep their inner products as well as any
-E directions can (Eckart and Young 1936), so finetuning starts from the cosines of the encoder itself.
+A fresh random projection throws away what pretraining taught: cosines after it only resemble those before it. Worse,
+all states of an encoder share a large common part, so that every cosine is near 1. Seen from their mean, along their
+first E principal directions, they differ by what sets videos apart, and finetuning starts from there. Encoders that
+were only pretrained by MLM hold most of their length in a few directions; `power` evens these out (whitening, arXiv
+2103.15316, is 1).
 """
 
 from __future__ import annotations
@@ -22,31 +24,35 @@ def principal_projection(
     pool: Callable[[np.ndarray], Tensor],
     num_rows: int,
     *,
+    power: float,
     batch_size: int,
     accelerator: Accelerator,
 ) -> float:
-    """Set a projection to the principal directions of pooled states; its bias to 0. Collective.
+    """Set a projection to the principal directions of pooled states, seen from their mean. Collective.
 
     Args:
         projection: H to E; with E above H the rows that are left over become 0.
         pool: From positions int64 [b] to pooled states float [b, H], without dropout.
         num_rows: Videos to look at.
+        power: Each direction is divided by its standard deviation to this power: 0 keeps cosines, 1 whitens.
         batch_size: Videos a call.
         accelerator: Of the run.
 
     Returns:
-        Share of the states' squared length that the directions keep, 0 to 1.
+        Share of the variance that the directions keep, 0 to 1.
     """
     dim, width = projection.weight.shape
     states = map_rows(pool, num_rows, width, batch_size=batch_size, accelerator=accelerator).astype(np.float64)
-    # Each row counts alike, as it does for a cosine.
-    states /= np.maximum(np.linalg.norm(states, axis=1, keepdims=True), 1e-12)
-    values, vectors = np.linalg.eigh(states.T @ states)
-    directions = vectors[:, ::-1][:, :dim].T
-    directions *= np.sign(directions.sum(axis=1, keepdims=True)) + (directions.sum(axis=1, keepdims=True) == 0)
+    mean = states.mean(axis=0)
+    variances, vectors = np.linalg.eigh(np.cov(states - mean, rowvar=False))
+    variances, directions = variances[::-1].clip(min=0.0), vectors[:, ::-1].T
+    # Which of the two opposite directions is found depends on the library: take the one that points up.
+    directions = directions * np.where(directions.sum(axis=1, keepdims=True) < 0, -1.0, 1.0)
+    # A direction in which nothing varies says nothing; scaled up, it would be noise.
+    scale = np.maximum(variances / max(variances[0], 1e-30), 1e-6) ** (-power / 2)
     weight = np.zeros((dim, width))
-    weight[: len(directions)] = directions
+    weight[:width] = (directions * scale[:, None])[:dim]
     with torch.no_grad():
         projection.weight.copy_(torch.from_numpy(weight))
-        projection.bias.zero_()
-    return float(values[::-1][:dim].sum() / max(values.sum(), 1e-12))
+        projection.bias.copy_(torch.from_numpy(-weight @ mean))
+    return float(variances[:dim].sum() / max(variances.sum(), 1e-30))

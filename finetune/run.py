@@ -47,6 +47,7 @@ from vidsim.modeling.parameters import HEADS, layer_numbers
 from vidsim.modeling.processor import VideoTextProcessor
 
 _MAX_PRINCIPAL_VIDEOS = 4_000
+_POWERS = {"principal": 0.0, "whitened": 0.5}  # of `principal_projection`
 EXAMPLES = (
     "vidsim finetune --config launch/recipes/finetune/similarity.yaml --init_from runs/pretrain/base",
     "vidsim finetune --init_from runs/a --data.videos '[data/mine]' --data.pairs pairs.tsv --output_dir runs/b",
@@ -177,9 +178,9 @@ def finetune(
     module = SimilarityModule(encoder, config.task, num_tags=data.tags.size if data.tags else 0, seed=config.seed).to(
         accelerator.device
     )
-    if config.projection == "principal":
-        share = start_projection(module, data, processor, config.loop.eval_batch_size, accelerator)
-        reporter.note([f"projection: principal directions, {share:.2%} of the pooled states kept"])
+    if config.projection in _POWERS:
+        share = start_projection(module, data, processor, config, accelerator)
+        reporter.note([f"projection: {config.projection}, {share:.2%} of the pooled states' variance kept"])
     encoder.prepare_training(gradient_checkpointing=config.loop.gradient_checkpointing, compile=config.loop.compile)
     layers, num_layers = layer_numbers(module, encoder)
     heads = tuple(config.optimizer.head_parameters or HEADS)
@@ -235,7 +236,11 @@ def finetune(
 
 
 def start_projection(
-    module: SimilarityModule, data: PairData, processor: VideoTextProcessor, batch_size: int, accelerator: Accelerator
+    module: SimilarityModule,
+    data: PairData,
+    processor: VideoTextProcessor,
+    config: FinetuneConfig,
+    accelerator: Accelerator,
 ) -> float:
     """Start the projection from the videos of the training pairs, and no others. Collective."""
     rows = data.videos.rows_of(data.train.unique_ids()[:_MAX_PRINCIPAL_VIDEOS])
@@ -246,7 +251,12 @@ def start_projection(
         return module.encode(to_device(batch, accelerator.device)).pooled
 
     share = principal_projection(
-        module.encoder.embedding_head.projection, pool, len(rows), batch_size=batch_size, accelerator=accelerator
+        module.encoder.embedding_head.projection,
+        pool,
+        len(rows),
+        power=_POWERS[config.projection],
+        batch_size=config.loop.eval_batch_size,
+        accelerator=accelerator,
     )
     module.train()
     return share

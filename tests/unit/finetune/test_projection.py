@@ -15,31 +15,44 @@ def states_of(states: Tensor) -> Callable[[np.ndarray], Tensor]:
     return lambda positions: states[torch.from_numpy(positions)]
 
 
-def start(projection: nn.Linear, states: Tensor) -> float:
+def start(projection: nn.Linear, states: Tensor, power: float = 0.0) -> float:
     accelerator = make_accelerator("fp32")
-    return principal_projection(projection, states_of(states), len(states), batch_size=2, accelerator=accelerator)
+    pool = states_of(states)
+    return principal_projection(projection, pool, len(states), power=power, batch_size=2, accelerator=accelerator)
+
+
+# Mean (1, 2, 3); variance 6 along the first axis, 1.5 along the second, none along the third.
+CROSS = torch.tensor([[4.0, 2, 3], [-2, 2, 3], [1, 3.5, 3], [1, 0.5, 3]])
 
 
 def test_directions_by_hand() -> None:
-    # Directions, not lengths, count: (3, 0, 0) twice and (0, 4, 0) once; the third axis never occurs.
     projection = nn.Linear(3, 1)
-    share = start(projection, torch.tensor([[3.0, 0, 0], [3, 0, 0], [0, 4, 0]]))
+    share = start(projection, CROSS)
     torch.testing.assert_close(projection.weight.data, torch.tensor([[1.0, 0, 0]]))
-    assert projection.bias.tolist() == [0.0]
-    assert share == pytest.approx(2 / 3)
+    torch.testing.assert_close(projection.bias.data, torch.tensor([-1.0]))
+    assert share == pytest.approx(6 / (6 + 1.5))
 
 
-def test_cosines_survive_where_the_directions_suffice() -> None:
+def test_whitening_by_hand() -> None:
+    # Standard deviations are as 2 to 1: power 1 makes them equal, power 0.5 leaves the root of 2.
+    for power, factor in ((0.0, 1.0), (0.5, 2**0.5), (1.0, 2.0)):
+        projection = nn.Linear(3, 2)
+        assert start(projection, CROSS, power) == pytest.approx(1.0)
+        torch.testing.assert_close(projection.weight.data, torch.tensor([[1.0, 0, 0], [0, factor, 0]]))
+        torch.testing.assert_close(projection.bias.data, torch.tensor([-1.0, -2 * factor]))
+
+
+def test_cosines_seen_from_the_mean_survive_where_the_directions_suffice() -> None:
     generator = torch.Generator().manual_seed(0)
-    states = torch.randn(40, 3, generator=generator) @ torch.randn(3, 12, generator=generator)
+    states = torch.randn(40, 3, generator=generator) @ torch.randn(3, 12, generator=generator) + 5
     projection = nn.Linear(12, 4)
     assert start(projection, states) == pytest.approx(1.0)
-    before, after = (nn.functional.normalize(x.detach(), dim=-1) for x in (states, projection(states)))
-    torch.testing.assert_close(after @ after.T, before @ before.T, rtol=0, atol=1e-5)
+    before, after = (nn.functional.normalize(x.detach(), dim=-1) for x in (states - states.mean(0), projection(states)))
+    torch.testing.assert_close(after @ after.T, before @ before.T, rtol=0, atol=1e-4)
 
 
-def test_more_outputs_than_inputs_leave_zeros() -> None:
-    projection = nn.Linear(2, 5)
-    assert start(projection, torch.tensor([[1.0, 0], [1, 1]])) == pytest.approx(1.0)
-    assert projection.weight[2:].abs().sum() == 0
-    torch.testing.assert_close(projection.weight[:2] @ projection.weight[:2].T, torch.eye(2), rtol=0, atol=1e-6)
+def test_more_outputs_than_inputs_leave_zeros_and_noise_is_not_blown_up() -> None:
+    projection = nn.Linear(3, 5)
+    assert start(projection, CROSS, 1.0) == pytest.approx(1.0)
+    assert projection.weight[3:].abs().sum() == 0
+    assert projection.weight.abs().max() <= 1001

@@ -29,8 +29,10 @@ _DAMAGE = (pa.ArrowException, OSError, ValueError)
 _MEND = "copy or convert the data again; `vidsim verify` checks every file"
 
 
-_MADVISE = ctypes.CDLL(None).madvise
-_MADVISE.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
+_HAS_MADVISE = hasattr(mmap, "MADV_WILLNEED")  # not on Windows
+if _HAS_MADVISE:
+    _MADVISE = ctypes.CDLL(None).madvise
+    _MADVISE.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class _Cells:
 
     def read_ahead(self, position: int) -> None:
         """Ask for the pages of a cell; otherwise each page of a file that is not in memory is waited for alone."""
+        if not _HAS_MADVISE:
+            return
         start = self.address + int(self.offsets[position])
         begin = start - start % mmap.PAGESIZE
         _MADVISE(begin, self.address + int(self.offsets[position + 1]) - begin, mmap.MADV_WILLNEED)

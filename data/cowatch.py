@@ -1,0 +1,426 @@
+"""`vidsim cowatch`: from watch sessions to a weighted graph of videos watched one after another.
+
+Any number of rows fits: watches are sorted into buckets by user on the disk, each bucket is ordered by time by itself,
+and the pairs it yields are sorted into buckets by video and counted there. What memory holds is one bucket, and the
+ids of the videos (Lee et al. 2018, §3.2: edges between consecutive watches, weak ones dropped).
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vidsim.common.arguments import ArgumentParser
+from vidsim.common.errors import UserError
+from vidsim.common.files import sha256_file, write_json
+from vidsim.common.progress import progress
+from vidsim.data.cowatch_graph import (
+    CROSS,
+    EDGES_FILE,
+    EVAL,
+    FORMAT_VERSION,
+    INDEX_FILE,
+    TRAIN,
+    VIDEOS_FILE,
+    Integers,
+    hash_of,
+    is_eval,
+)
+from vidsim.data.cowatch_sessions import KEY, TIME, VIDEO, SessionColumns, estimated_rows, read_sessions
+from vidsim.data.embeddings import read_embeddings, shown
+from vidsim.data.ids import read_ids
+
+ROWS_PER_BUCKET = 2_000_000
+_MAX_BUCKETS = 256
+_FIRST, _SECOND, _WEIGHT = "video1", "video2", "weight"
+_BUCKET_SEED = 2**32  # of the buckets, apart from any seed of a split
+
+
+@dataclass(frozen=True, kw_only=True)
+class CowatchConfig:
+    """How sessions become a graph.
+
+    Attributes:
+        gap: Seconds between two watches of a user after which a new session begins; None: never.
+        window: Two watches of a session make an edge if they are at most so many places apart.
+        max_session: A session without an order links all its videos, and is cut into parts of so many.
+        min_weight: Edges seen less often are dropped.
+        eval_fraction: Share of the videos held out for evaluation.
+        seed: Of the split.
+    """
+
+    gap: float | None = 1800.0
+    window: int = 1
+    max_session: int = 100
+    min_weight: int = 2
+    eval_fraction: float = 0.3
+    seed: int = 0
+
+    def validate(self) -> None:
+        """Refuse values outside their range."""
+        for name, least in (("window", 1), ("max_session", 2), ("min_weight", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{getattr(self, name)} is below {least}", field=f"--{name}")
+        if self.gap is not None and not self.gap > 0:
+            raise UserError(f"{self.gap:g} is not above 0", field="--gap")
+        if self.seed >= 2**32:
+            raise UserError(f"{self.seed} is not below 2^32", field="--seed")
+        if not 0 < self.eval_fraction < 1:
+            raise UserError(f"{self.eval_fraction:g} is not between 0 and 1", field="--eval_fraction")
+
+
+def build_graph(
+    sources: Sequence[Path],
+    out: Path,
+    columns: SessionColumns,
+    config: CowatchConfig,
+    *,
+    known: Sequence[str] | None = None,
+    drop_unknown: bool = False,
+    rows_per_bucket: int = ROWS_PER_BUCKET,
+) -> dict[str, Any]:
+    """Write a graph folder, whole or not at all.
+
+    Args:
+        sources: Files of watches.
+        out: Folder that does not exist yet, or is empty.
+        columns: Names of the columns.
+        config: Sessions, threshold, split.
+        known: Ids of videos that have features; None: not checked.
+        drop_unknown: Leave other videos out (and count them) instead of refusing them.
+        rows_per_bucket: How many watches are in memory at once, about.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: Bad input, a video without features, no edge left, no edge to train on; names what and where.
+    """
+    config.validate()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("is there already", file=out, field="--out", fix="choose another folder, or remove it")
+    num_rows = sum(estimated_rows(source) for source in sources if source.is_file())
+    num_buckets = min(max(-(-num_rows // rows_per_bucket), 1), _MAX_BUCKETS)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror})", file=out, fix="choose another --out") from error
+    try:
+        buckets, result = temporary / "buckets", temporary / "graph"
+        buckets.mkdir()
+        result.mkdir()
+        counts = _bucket_watches(sources, columns, buckets, num_buckets, _Known(known, drop_unknown))
+        counts |= _bucket_pairs(buckets, num_buckets, columns.time is not None, config)
+        counts |= _write_edges(buckets, result, num_buckets, config)
+        if not counts["edges"]:
+            why = f"no pair of videos was watched together {config.min_weight} times or more"
+            fix = "lower --min_weight, or widen --window or --gap"
+            raise UserError(f"{why} ({counts['pairs']:,} pairs in all)", file=sources[0], fix=fix)
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "sources": [{"file": source.name, "bytes": source.stat().st_size} for source in sources],
+            "columns": vars(columns),
+            "settings": vars(config),
+            "split": "a video is held out if the first 64 bits of blake2b(id, salt=seed) are below the eval fraction",
+            "counts": counts,
+            "files": {name: {"sha256": sha256_file(result / name)} for name in (EDGES_FILE, VIDEOS_FILE)},
+        }
+        write_json(result / INDEX_FILE, manifest)
+        if out.is_dir():
+            out.rmdir()
+        result.rename(out)
+        return manifest
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class _Known:
+    """Ids that have features, and what is not among them."""
+
+    def __init__(self, ids: Sequence[str] | None, drop: bool) -> None:
+        self.ids = None if ids is None else pa.array(ids, pa.string())
+        self.drop = drop
+        self.unknown: set[str] = set()
+        self.num_dropped = 0
+
+    def filter(self, table: pa.Table) -> pa.Table:
+        """The rows of known videos; what is unknown is remembered."""
+        if self.ids is None:
+            return table
+        there = pc.is_in(table[VIDEO], value_set=self.ids)
+        self.unknown.update(pc.unique(table[VIDEO].filter(pc.invert(there))).to_pylist())
+        kept = table.filter(there)
+        self.num_dropped += len(table) - len(kept)
+        return kept
+
+    def check(self, source: Path) -> None:
+        """Refuse a source with unknown videos, unless they may be dropped."""
+        if self.unknown and not self.drop:
+            what = f"{len(self.unknown):,} watched videos have no features: {shown(sorted(self.unknown))}"
+            raise UserError(what, file=source, fix="extract their features, or leave them out with --drop_unknown")
+
+
+def _bucket_watches(
+    sources: Sequence[Path], columns: SessionColumns, folder: Path, num_buckets: int, known: _Known
+) -> dict[str, int]:
+    """Sort watches into files by user."""
+    read = kept = 0
+    with _Buckets(folder, "watches", num_buckets) as buckets:
+        for number, source in enumerate(sources):
+            for table, rows in progress(read_sessions(source, columns), desc=f"reading {source.name}", unit="blocks"):
+                read += rows
+                table = known.filter(table)
+                kept += len(table)
+                if known.drop or not known.unknown:
+                    buckets.write(table, KEY)
+            known.check(sources[number])
+    if not kept:
+        left = "no watch is left after the rating threshold and the check for features" if read else "holds no watches"
+        raise UserError(left, file=sources[0])
+    return {"rows": read, "watches": kept, "unknown_videos": len(known.unknown), "unknown_watches": known.num_dropped}
+
+
+def _bucket_pairs(folder: Path, num_buckets: int, has_time: bool, config: CowatchConfig) -> dict[str, int]:
+    """Pairs of videos watched one after another, counted within each bucket of users, sorted by video."""
+    sessions = users = 0
+    with _Buckets(folder, "pairs", num_buckets) as buckets:
+        for number in progress(range(num_buckets), desc="linking sessions", unit="buckets"):
+            table = _read_bucket(folder, "watches", number)
+            if table is None:
+                continue
+            keys = table[KEY].combine_chunks().dictionary_encode()
+            videos = table[VIDEO].combine_chunks().dictionary_encode()
+            key = keys.indices.to_numpy().astype(np.int64)
+            video = videos.indices.to_numpy().astype(np.int64)
+            time = table[TIME].to_numpy() if has_time else None
+            users += len(keys.dictionary)
+            pairs, weights, num_sessions = link(key, video, time, config)
+            sessions += num_sessions
+            names = videos.dictionary
+            first, second = names.take(pa.array(pairs[0])), names.take(pa.array(pairs[1]))
+            swap = pc.less(second, first)
+            columns = [pc.if_else(swap, second, first), pc.if_else(swap, first, second), pa.array(weights)]
+            buckets.write(pa.table(columns, names=[_FIRST, _SECOND, _WEIGHT]), _FIRST)
+    return {"users_or_sessions": users, "sessions": sessions}
+
+
+def link(
+    key: Integers, video: Integers, time: np.ndarray | None, config: CowatchConfig
+) -> tuple[Integers, Integers, int]:
+    """Edges within sessions.
+
+    Args:
+        key: int64 [N], whose watch it is.
+        video: int64 [N].
+        time: float64 [N], seconds, equal times keeping the order they are given in; None: sessions are sets.
+        config: `gap`, `window`, `max_session`.
+
+    Returns:
+        int64 [2, E] with the smaller video first, every pair once and none of a video with itself; int64 [E], how
+        often; number of sessions.
+    """
+    if time is None:
+        # Each video of a set once, shuffled, so that a set that must be cut is not cut by number.
+        key, video = np.unique(np.stack([key, video]), axis=1)
+        order = np.lexsort((np.random.default_rng(config.seed).permutation(len(key)), key))
+    else:
+        order = np.lexsort((time, key))
+    key, video = key[order], video[order]
+    begins = np.ones(len(key), dtype=bool)
+    begins[1:] = key[1:] != key[:-1]
+    if time is None:
+        starts = np.flatnonzero(begins)
+        place = np.arange(len(key)) - np.repeat(starts, np.diff(np.append(starts, len(key))))
+        begins |= place % config.max_session == 0
+    elif config.gap is not None:
+        begins[1:] |= np.diff(time[order]) > config.gap
+    session = np.cumsum(begins)
+    window = config.window if time is not None else config.max_session - 1
+    num_videos = int(video.max(initial=0)) + 1
+    codes, counts = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    for distance in range(1, min(window, len(video) - 1) + 1):
+        together = (session[distance:] == session[:-distance]) & (video[distance:] != video[:-distance])
+        if distance > 1 and not (session[distance:] == session[:-distance]).any():
+            break
+        one, other = video[:-distance][together], video[distance:][together]
+        found, times = np.unique(np.minimum(one, other) * num_videos + np.maximum(one, other), return_counts=True)
+        codes, inverse = np.unique(np.concatenate([codes, found]), return_inverse=True)
+        counts = np.bincount(inverse, np.concatenate([counts, times]), minlength=len(codes)).astype(np.int64)
+    return np.stack(np.divmod(codes, num_videos)), counts, int(begins.sum())
+
+
+def _write_edges(folder: Path, result: Path, num_buckets: int, config: CowatchConfig) -> dict[str, int]:
+    """Add up the pairs of each bucket, keep what is heavy enough, and write edges and videos."""
+    part_type = pa.string()
+    schema = pa.schema(
+        [
+            (_FIRST, pa.string()),
+            (_SECOND, pa.string()),
+            (_WEIGHT, pa.int64()),
+            ("part", pa.dictionary(pa.int8(), part_type)),
+        ]
+    )
+    counts = {"pairs": 0, "edges": 0, "weight": 0, "train_edges": 0, "eval_edges": 0, "cross_edges": 0}
+    degrees: dict[str, int] = {}
+    held_out: dict[str, bool] = {}
+    with pq.ParquetWriter(result / EDGES_FILE, schema) as writer:
+        for number in progress(range(num_buckets), desc="counting edges", unit="buckets"):
+            table = _read_bucket(folder, "pairs", number)
+            if table is None:
+                continue
+            table = table.group_by([_FIRST, _SECOND]).aggregate([(_WEIGHT, "sum")])
+            table = table.select([_FIRST, _SECOND, f"{_WEIGHT}_sum"]).rename_columns([_FIRST, _SECOND, _WEIGHT])
+            counts["pairs"] += len(table)
+            table = table.filter(pc.greater_equal(table[_WEIGHT], config.min_weight))
+            table = table.sort_by([(_FIRST, "ascending"), (_SECOND, "ascending")])
+            ends = [table[name].to_pylist() for name in (_FIRST, _SECOND)]
+            new = list(dict.fromkeys(id for column in ends for id in column if id not in held_out))
+            held_out.update(zip(new, is_eval(new, config.eval_fraction, config.seed).tolist(), strict=True))
+            for id in (id for column in ends for id in column):
+                degrees[id] = degrees.get(id, 0) + 1
+            sides = [held_out[one] + held_out[other] for one, other in zip(*ends, strict=True)]
+            parts = pa.DictionaryArray.from_arrays(
+                pa.array(sides, pa.int8()), pa.array([TRAIN, CROSS, EVAL], part_type)
+            )
+            writer.write_table(pa.table([*table.columns, parts], schema=schema))
+            counts["edges"] += len(table)
+            counts["weight"] += int(pc.sum(table[_WEIGHT]).as_py() or 0)
+            for name, side in (("train_edges", 0), ("cross_edges", 1), ("eval_edges", 2)):
+                counts[name] += sides.count(side)
+    ids = sorted(degrees)
+    videos = {
+        "id": pa.array(ids, pa.string()),
+        "part": pa.array([EVAL if held_out[id] else TRAIN for id in ids], pa.string()),
+        "num_neighbours": pa.array([degrees[id] for id in ids], pa.int64()),
+    }
+    pq.write_table(pa.table(videos), result / VIDEOS_FILE)
+    num_eval = sum(held_out[id] for id in ids)
+    return counts | {"videos": len(ids), "train_videos": len(ids) - num_eval, "eval_videos": num_eval}
+
+
+class _Buckets:
+    """Arrow stream files, one a bucket, that rows are sorted into by the hash of a column of text."""
+
+    def __init__(self, folder: Path, name: str, count: int) -> None:
+        self.paths = [folder / f"{name}-{number:05d}.arrow" for number in range(count)]
+        self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
+        self._open = ExitStack()
+
+    def __enter__(self) -> _Buckets:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def write(self, table: pa.Table, column: str) -> None:
+        """Append each row to the bucket of its key, in order."""
+        if not len(table):
+            return
+        encoded = table[column].combine_chunks().dictionary_encode()
+        of_value = [hash_of(value, _BUCKET_SEED) % len(self.paths) for value in encoded.dictionary.to_pylist()]
+        bucket = np.array(of_value, dtype=np.int64)[encoded.indices.to_numpy()]
+        for number in np.unique(bucket).tolist():
+            if number not in self._writers:
+                self._writers[number] = self._open.enter_context(pa.ipc.new_stream(self.paths[number], table.schema))
+            self._writers[number].write_table(table.filter(pa.array(bucket == number)))
+
+
+def _read_bucket(folder: Path, name: str, number: int) -> pa.Table | None:
+    """A bucket's rows, None where it has none; the file is removed."""
+    path = folder / f"{name}-{number:05d}.arrow"
+    if not path.exists():
+        return None
+    with pa.ipc.open_stream(path) as reader:
+        table = reader.read_all()
+    path.unlink()
+    return table
+
+
+def feature_ids(source: Path) -> list[str]:
+    """Ids of the videos that have features.
+
+    Args:
+        source: Embeddings (folder or `.parquet`), a `.npy` array whose row numbers are the ids, a data set folder, or
+            a text file of ids.
+    """
+    if source.suffix == ".npy":
+        try:
+            return [str(row) for row in range(len(np.load(source, mmap_mode="r", allow_pickle=False)))]
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"is not a readable array ({error})", file=source) from None
+    if source.suffix == ".parquet" or (source / "embeddings.json").is_file():
+        return read_embeddings(source).ids
+    return read_ids(source)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`vidsim cowatch`."""
+    parser = ArgumentParser(
+        prog="vidsim cowatch",
+        description="Make the graph of videos watched one after another, split by video into train and eval.",
+        epilog="example: vidsim cowatch watches.parquet --out data/cowatch --features runs/emb; ratings: "
+        "vidsim cowatch ratings.csv --user userId --video movieId --time timestamp --rating rating --min_rating 4 "
+        "--out data/cowatch; a sparse matrix users x videos: vidsim cowatch train.npz --unordered --out data/cowatch",
+    )
+    parser.add_argument("sessions", type=Path, nargs="+", help="watches: Parquet, CSV, TSV or npz")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    names = SessionColumns()
+    parser.add_argument("--user", default=names.user, help="column of the user (default %(default)s)")
+    parser.add_argument("--video", default=names.video, help="column of the video (default %(default)s)")
+    parser.add_argument("--time", default=names.time, help="column of the time, in seconds (default %(default)s)")
+    parser.add_argument("--session", help="column that divides a user's watches into sessions")
+    parser.add_argument("--rating", help="column of the rating")
+    parser.add_argument("--min_rating", type=float, help="leave out rows rated lower")
+    parser.add_argument("--unordered", action="store_true", help="there are no times: link all videos of a session")
+    defaults = CowatchConfig()
+    parser.add_argument("--gap", type=float, default=defaults.gap, help="pause that ends a session (%(default)s s)")
+    parser.add_argument("--no_gap", action="store_true", help="no pause ends a session")
+    parser.add_argument("--window", type=int, default=defaults.window, help="places apart (default %(default)s)")
+    parser.add_argument("--max_session", type=int, default=defaults.max_session, help="with --unordered (%(default)s)")
+    parser.add_argument("--min_weight", type=int, default=defaults.min_weight, help="keep edges of (%(default)s)")
+    parser.add_argument("--eval_fraction", type=float, default=defaults.eval_fraction, help="default %(default)s")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the split (default %(default)s)")
+    parser.add_argument("--features", type=Path, help="embeddings, .npy, data set or list of ids that must hold them")
+    parser.add_argument("--drop_unknown", action="store_true", help="leave out videos without features")
+    args = parser.parse_args(argv)
+    if (args.rating is None) != (args.min_rating is None):
+        raise UserError("--rating and --min_rating go together", field="--min_rating", fix="give both or none")
+    if args.drop_unknown and args.features is None:
+        raise UserError("says nothing without --features", field="--drop_unknown")
+    columns = SessionColumns(
+        user=args.user,
+        video=args.video,
+        time=None if args.unordered else args.time,
+        session=args.session,
+        rating=args.rating,
+        min_rating=args.min_rating,
+    )
+    config = CowatchConfig(
+        gap=None if args.no_gap else args.gap,
+        **{name: getattr(args, name) for name in ("window", "max_session", "min_weight", "eval_fraction", "seed")},
+    )
+    known = feature_ids(args.features) if args.features is not None else None
+    counts = build_graph(args.sessions, args.out, columns, config, known=known, drop_unknown=args.drop_unknown)[
+        "counts"
+    ]
+    print(f"{counts['watches']:,} of {counts['rows']:,} rows kept, {counts['sessions']:,} sessions")
+    if counts["unknown_videos"]:
+        print(f"left out: {counts['unknown_videos']:,} videos without features ({counts['unknown_watches']:,} watches)")
+    print(
+        f"{counts['pairs']:,} pairs, {counts['edges']:,} edges of weight {config.min_weight} or more: "
+        f"{counts['train_edges']:,} train, {counts['eval_edges']:,} eval, {counts['cross_edges']:,} across"
+    )
+    print(f"{counts['videos']:,} videos: {counts['train_videos']:,} train, {counts['eval_videos']:,} eval")
+    print(f"wrote {args.out}")
+    return 0

@@ -1,0 +1,182 @@
+"""The graph of videos watched one after another, split by video into train and eval.
+
+A graph folder holds `edges.parquet` (`video1 < video2: string`, `weight: int64`, `part`), `videos.parquet` (`id`,
+`part`, `num_neighbours: int64`) and, written last, `cowatch.json`. The part of a video is a function of its id and a
+seed: it stays the same when the graph is made anew from more sessions, and needs no list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vidsim.common.errors import UserError
+from vidsim.common.files import read_json, sha256_file
+from vidsim.data.embeddings import positions
+
+EDGES_FILE, VIDEOS_FILE, INDEX_FILE = "edges.parquet", "videos.parquet", "cowatch.json"
+FORMAT_VERSION = 1
+TRAIN, EVAL, CROSS = "train", "eval", "cross"
+Integers = npt.NDArray[np.int64]
+
+
+def hash_of(text: str, seed: int) -> int:
+    """64 bits that follow from a text and a seed, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, salt=seed.to_bytes(8, "little")).digest())
+
+
+def is_eval(ids: Iterable[str], eval_fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Which videos are held out for evaluation, bool [N]; each by itself with probability `eval_fraction`."""
+    limit = int(eval_fraction * 2**64)
+    return np.array([hash_of(id, seed) < limit for id in ids], dtype=bool)
+
+
+@dataclass(frozen=True, eq=False)
+class CowatchGraph:
+    """Videos and the edges between them.
+
+    Attributes:
+        ids: V ids.
+        is_eval: bool [V], held out for evaluation.
+        edges: int64 [2, E], numbers of videos; every undirected edge once.
+        weights: int64 [E], how often the two were watched one after the other.
+        manifest: `cowatch.json`.
+        name: Where it came from, for messages.
+    """
+
+    ids: list[str]
+    is_eval: npt.NDArray[np.bool_]
+    edges: Integers
+    weights: Integers
+    manifest: dict[str, Any]
+    name: str = "co-watch graph"
+
+    def training_edges(self) -> Integers:
+        """Positions of the edges whose videos are both in the training part."""
+        return np.flatnonzero(~self.is_eval[self.edges].any(axis=0))
+
+    def neighbours(self, edges: Integers | None = None) -> Neighbours:
+        """Who is next to whom, over these edges (positions) or all."""
+        chosen = self.edges if edges is None else self.edges[:, edges]
+        weights = self.weights if edges is None else self.weights[edges]
+        return Neighbours.of(chosen, weights, len(self.ids))
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """Adjacency lists in compressed rows, both directions.
+
+    Attributes:
+        starts: int64 [V + 1].
+        videos: int64 [2E], neighbours of video v at `starts[v] : starts[v + 1]`, ascending.
+        weights: int64 [2E].
+    """
+
+    starts: Integers
+    videos: Integers
+    weights: Integers
+
+    @classmethod
+    def of(cls, edges: Integers, weights: Integers, num_videos: int) -> Neighbours:
+        """Sort edges int64 [2, E] into rows."""
+        source = np.concatenate([edges[0], edges[1]])
+        target = np.concatenate([edges[1], edges[0]])
+        order = np.lexsort((target, source))
+        starts = np.zeros(num_videos + 1, dtype=np.int64)
+        np.cumsum(np.bincount(source, minlength=num_videos), out=starts[1:])
+        return cls(starts, target[order], np.concatenate([weights, weights])[order])
+
+    def row(self, video: int) -> Integers:
+        """Neighbours of a video."""
+        return self.videos[self.starts[video] : self.starts[video + 1]]
+
+    def pairs_within(self, anchors: Integers, candidates: Integers) -> tuple[Integers, Integers]:
+        """Which candidates are neighbours of which anchors.
+
+        Args:
+            anchors: int64 [A], videos; may repeat.
+            candidates: int64 [C], videos; may repeat.
+
+        Returns:
+            Two int64 [M], positions of anchors (ascending) and of candidates.
+        """
+        order = np.argsort(candidates, kind="stable")
+        ordered = candidates[order]
+        counts = self.starts[anchors + 1] - self.starts[anchors]
+        found = self.videos[_ranges(self.starts[anchors], counts)]
+        first, last = np.searchsorted(ordered, found, "left"), np.searchsorted(ordered, found, "right")
+        rows = np.repeat(np.repeat(np.arange(len(anchors)), counts), last - first)
+        return rows, order[_ranges(first, last - first)]
+
+
+def _ranges(starts: Integers, counts: Integers) -> Integers:
+    """`starts[0], starts[0] + 1, ...` for each start, one after the other."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+
+
+def triplets_of(graph: CowatchGraph, edges: Integers, epoch: int, seed: int) -> Integers:
+    """Training triplets of an epoch: one an edge, its direction and its random negative drawn anew.
+
+    A negative is any training video that is not the anchor or the positive; the graph's own neighbours are masked
+    where negatives are mined, not here.
+
+    Args:
+        graph: The graph.
+        edges: int64 [N], positions of training edges.
+        epoch: Of the run.
+        seed: Of the run.
+
+    Returns:
+        int64 [3, N]: anchor, positive, negative; video numbers, all of the training part.
+
+    Raises:
+        ValueError: An edge that touches an eval video, or fewer than three training videos.
+    """
+    pairs = graph.edges[:, edges]
+    if graph.is_eval[pairs].any():
+        raise ValueError("an edge of the eval part cannot be trained on")
+    pool = np.unique(graph.edges[:, graph.training_edges()])
+    if len(pool) < 3:
+        raise ValueError("a triplet needs three training videos")
+    generator = np.random.default_rng([seed, epoch])
+    flip = generator.random(pairs.shape[1]) < 0.5
+    anchor, positive = np.where(flip, pairs[1], pairs[0]), np.where(flip, pairs[0], pairs[1])
+    # One of the pool without two members: draw from what is left and step over the two.
+    lower, upper = np.sort(np.searchsorted(pool, pairs), axis=0)
+    drawn = generator.integers(0, len(pool) - 2, size=pairs.shape[1])
+    drawn += drawn >= lower
+    drawn += drawn >= upper
+    return np.stack([anchor, positive, pool[drawn]])
+
+
+def read_graph(folder: str | Path) -> CowatchGraph:
+    """Read a graph folder.
+
+    Raises:
+        UserError: Nothing there, another format, a file that is not the one that was written.
+    """
+    folder = Path(folder)
+    if not (folder / INDEX_FILE).is_file():
+        raise UserError(f"holds no co-watch graph (no {INDEX_FILE})", file=folder, fix="make one with `vidsim cowatch`")
+    manifest = read_json(folder / INDEX_FILE)
+    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
+        raise UserError("is of another format version", file=folder / INDEX_FILE, fix="make it anew")
+    for name in (EDGES_FILE, VIDEOS_FILE):
+        if not (folder / name).is_file():
+            raise UserError("is missing", file=folder / name, fix="make the graph anew with `vidsim cowatch`")
+        if sha256_file(folder / name) != manifest["files"][name]["sha256"]:
+            raise UserError(f"is not the file {INDEX_FILE} speaks of", file=folder / name, fix="make the graph anew")
+    videos, edges = pq.read_table(folder / VIDEOS_FILE), pq.read_table(folder / EDGES_FILE)
+    ids: list[str] = videos["id"].to_pylist()
+    ends = [positions(edges[name].to_pylist(), ids) for name in ("video1", "video2")]
+    part = np.array(videos["part"].cast(pa.string()).to_pylist(), dtype=object)
+    return CowatchGraph(ids, part == EVAL, np.stack(ends), edges["weight"].to_numpy(), manifest, str(folder))

@@ -20,11 +20,14 @@ COMMANDS: dict[str, dict[str, str]] = {
         "verify": "re-check every shard of a data set folder against its manifest",
         "inspect": "show what a data set folder holds",
         "split": "split labelled pairs so that no video of a test pair is trained on",
+        "cowatch": "make the graph of videos watched one after another",
     },
     "Training": {
         "pretrain": "pretrain the encoder on unlabelled videos",
         "finetune": "finetune a checkpoint on labelled pairs",
+        "finetune-cowatch": "learn an embedding of given features from what is watched together",
         "embed": "write the embeddings of a data set with a checkpoint",
+        "embed-features": "write the embeddings of given features with what finetune-cowatch learned",
         "ablate": "compare variants of a recipe over several seeds",
         "report": "one HTML page about a run: curves, numbers, settings",
     },
@@ -32,7 +35,9 @@ COMMANDS: dict[str, dict[str, str]] = {
         "ensemble": "fuse the embeddings of several models into one file",
         "score": "Spearman of embeddings on labelled pairs, with its interval",
         "submit": "write the competition's result.zip from embeddings",
+        "index": "make an index for fast search in many videos",
         "search": "the videos most like a given one",
+        "related": "the most similar videos of every video, as a table",
     },
     "All of it": {
         "demo": "run the whole path on the bundled sample",
@@ -73,12 +78,18 @@ def dispatch(argv: list[str] | None) -> int:
             from vidsim.data.inspection import main as command
         case "split":
             from vidsim.data.splits import main as command
+        case "cowatch":
+            from vidsim.data.cowatch import main as command
         case "pretrain":
             from vidsim.pretrain.run import main as command
         case "finetune":
             from vidsim.finetune.run import main as command
+        case "finetune-cowatch":
+            from vidsim.finetune.cowatch import main as command
         case "embed":
             from vidsim.finetune.embed import main as command
+        case "embed-features":
+            from vidsim.finetune.cowatch_embed import main as command
         case "ablate":
             from vidsim.launch.ablate import main as command
         case "report":
@@ -89,8 +100,12 @@ def dispatch(argv: list[str] | None) -> int:
             from vidsim.ensemble.score import main as command
         case "submit":
             from vidsim.ensemble.submission import main as command
+        case "index":
+            from vidsim.retrieval.build import main as command
         case "search":
             from vidsim.retrieval.search import main as command
+        case "related":
+            from vidsim.retrieval.related import main as command
         case "demo":
             from vidsim.launch.demo import main as command
         case _:

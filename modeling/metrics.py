@@ -1,4 +1,4 @@
-"""What a model is judged by: correlation with labels, and retrieval quality.
+"""What a model is judged by on labelled pairs: correlation and error.
 
 numpy and scipy only; nothing here returns NaN: what has no value raises ValueError with the reason.
 """
@@ -42,33 +42,6 @@ def mse(predictions: ArrayLike, labels: ArrayLike) -> float:
     return float(np.mean((first - second) ** 2))
 
 
-def recall_at_k(scores: ArrayLike, relevant: ArrayLike, k: int) -> float:
-    """Share of the relevant items among the first k, averaged over the queries, in [0, 1].
-
-    With one relevant item per query this is the usual R@k of text-video retrieval. Equal scores count against
-    the
-    model: among them the irrelevant items come first.
-
-    Args:
-        scores: float [Q, N], higher = better.
-        relevant: bool [Q, N], at least one per query.
-        k: In 1..N.
-
-    Raises:
-        ValueError: Shapes differ, a score is not finite, a query has nothing relevant, or k is out of range.
-    """
-    ordered = _ordered_relevance(scores, relevant)
-    if not 1 <= k <= ordered.shape[1]:
-        raise ValueError(f"k must be in 1..{ordered.shape[1]}, not {k}")
-    return float(np.mean(ordered[:, :k].sum(axis=1) / ordered.sum(axis=1)))
-
-
-def mean_reciprocal_rank(scores: ArrayLike, relevant: ArrayLike) -> float:
-    """`1 / rank` of the first relevant item, mean over the queries, in (0, 1]. Arguments as `recall_at_k`."""
-    ordered = _ordered_relevance(scores, relevant)
-    return float(np.mean(1.0 / (ordered.argmax(axis=1) + 1.0)))
-
-
 def _checked(
     predictions: ArrayLike, labels: ArrayLike, at_least: int = 2
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -97,16 +70,3 @@ def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> flo
 
 def _is_constant(values: NDArray[np.float64]) -> bool:
     return bool(values.min() == values.max())
-
-
-def _ordered_relevance(scores: ArrayLike, relevant: ArrayLike) -> NDArray[np.bool_]:
-    values, truth = np.asarray(scores, dtype=np.float64), np.asarray(relevant, dtype=bool)
-    if values.ndim != 2 or values.shape != truth.shape:
-        raise ValueError(f"scores {values.shape} and relevant {truth.shape} must have one shape [queries, items]")
-    if not np.isfinite(values).all():
-        raise ValueError("a score is not finite")
-    without = np.flatnonzero(~truth.any(axis=1))
-    if len(without) or not len(truth):
-        raise ValueError(f"{len(without)} of {len(truth)} queries have no relevant item")
-    order = np.lexsort((truth, -values), axis=-1)
-    return np.take_along_axis(truth, order, axis=1)

@@ -1,4 +1,4 @@
-"""`vidsim search`: the videos most like a given one, by exact cosine over all embeddings."""
+"""`vidsim search`: the videos most like a given one, by exact cosine over embeddings or with an index."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ import numpy.typing as npt
 from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
 from vidsim.data.arrow import open_videos
-from vidsim.data.embeddings import Embeddings, read_embeddings, shown
+from vidsim.data.embeddings import Embeddings, read_embeddings
 from vidsim.data.schema import TITLE
+from vidsim.retrieval.conditions import parse_conditions
+from vidsim.retrieval.index import VectorIndex
+from vidsim.retrieval.index_files import is_index
+from vidsim.retrieval.vectors import exact_cosines, unit_vectors
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -22,7 +26,6 @@ Int64 = npt.NDArray[np.int64]
 _BLOCK_SCORES = 1 << 25
 # float32 sums of D products are off by less than this; what lies this close to the k-th score is recomputed.
 _ROUNDING = 1e-5
-_SMALLEST_NORM = 1e-6
 _NUM_SUGGESTED = 3
 _MOST_COMPARED = 200_000
 
@@ -46,7 +49,7 @@ class ExactIndex:
         self.ids = list(ids)
         if len(self.ids) != len(np.asarray(vectors)):
             raise UserError(f"{len(self.ids)} ids for {len(np.asarray(vectors))} vectors")
-        self.vectors = _normalized(vectors, self.ids)
+        self.vectors = unit_vectors(vectors, self.ids)
         self._row_of = {video: row for row, video in enumerate(self.ids)}
         if len(self._row_of) != len(self.ids):
             raise UserError(f"{len(self.ids) - len(self._row_of)} ids occur more than once")
@@ -82,7 +85,7 @@ class ExactIndex:
         Raises:
             UserError: Another width than the index, k < 1, a zero or non-finite query.
         """
-        vectors = _normalized(queries, [f"query {number}" for number in range(len(np.asarray(queries)))])
+        vectors = unit_vectors(queries, [f"query {number}" for number in range(len(np.asarray(queries)))])
         if vectors.shape[1] != self.vectors.shape[1]:
             raise UserError(f"queries have width {vectors.shape[1]}, the index {self.vectors.shape[1]}")
         if k < 1:
@@ -106,25 +109,9 @@ class ExactIndex:
         """The k best rows of one query, from scores that are right to within rounding."""
         at_least = np.partition(row_scores, len(row_scores) - k)[len(row_scores) - k] - _ROUNDING
         candidates = np.flatnonzero(row_scores >= at_least)
-        near = self.vectors[candidates].astype(np.float64)
-        exact = np.einsum("nd,d->n", near, query.astype(np.float64))
-        exact /= np.sqrt(np.einsum("nd,nd->n", near, near))
+        exact = exact_cosines(self.vectors[candidates], query)
         order = np.argsort(-exact, kind="stable")[:k]  # candidates are in the order of the rows
-        return candidates[order], np.clip(exact[order], -1, 1).astype(np.float32)
-
-
-def _normalized(vectors: npt.ArrayLike, names: Sequence[str]) -> Float32:
-    array = np.ascontiguousarray(vectors, dtype=np.float32)
-    if array.ndim != 2 or not array.size:
-        raise UserError(f"vectors must be [N, D], not {list(array.shape)}")
-    norms = np.sqrt(np.einsum("nd,nd->n", array, array, dtype=np.float64))
-    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > _SMALLEST_NORM))).tolist()
-    if bad:
-        message = f"{len(bad):,} vectors are zero or not finite: {shown([names[i] for i in bad])}"
-        raise UserError(message)
-    if np.abs(norms - 1).max() < _SMALLEST_NORM:
-        return array
-    return array / norms[:, None].astype(np.float32)
+        return candidates[order], exact[order].astype(np.float32)
 
 
 def find_similar(embeddings: Embeddings, queries: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
@@ -140,6 +127,18 @@ def find_similar(embeddings: Embeddings, queries: Sequence[str], k: int) -> list
         [(index.ids[row], score) for row, score in zip(found.tolist(), values.tolist(), strict=True)]
         for found, values in zip(rows, scores, strict=True)
     ]
+
+
+def search_index(folder: str, queries: Sequence[str], k: int, where: Sequence[str]) -> list[list[tuple[str, float]]]:
+    """As `find_similar`, with an index that `vidsim index` made.
+
+    Raises:
+        UserError: Unknown ids, k < 1, a condition that does not fit the metadata, a damaged index.
+    """
+    index = VectorIndex.load(folder, mmap=True)
+    rows = index.rows_of(queries)
+    condition = parse_conditions(where, index.metadata.schema)
+    return index.search(index.vectors_of(rows), k, where=condition, exclude=rows[:, None].tolist()).lists()
 
 
 def read_titles(folder: str, ids: Sequence[str]) -> dict[str, str]:
@@ -159,12 +158,14 @@ def read_titles(folder: str, ids: Sequence[str]) -> dict[str, str]:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="vidsim search",
-        description="Print the videos most like given ones, by exact cosine over all embeddings.",
+        description="Print the videos most like given ones, by exact cosine over all embeddings or with an index.",
         epilog="example: vidsim search emb/fused --query 2345203561710403875 -k 10 --data data/aiac",
     )
-    parser.add_argument("embeddings", help="embeddings folder or file")
+    parser.add_argument("source", help="embeddings folder or file, or an index folder")
     parser.add_argument("--query", nargs="+", required=True, metavar="ID", help="video ids to find similar ones for")
     parser.add_argument("-k", type=int, default=10, help="how many for each query (%(default)s)")
+    condition = "only videos for which this holds, such as category=3 or seconds<60; an index with metadata only"
+    parser.add_argument("--where", nargs="+", default=[], metavar="CONDITION", help=condition)
     parser.add_argument("--data", metavar="FOLDER", help="data set to print the titles from")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     return parser
@@ -173,7 +174,12 @@ def _parser() -> ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Print the most similar videos of each query."""
     args = _parser().parse_args(argv)
-    found = find_similar(read_embeddings(args.embeddings), args.query, args.k)
+    if is_index(args.source):
+        found = search_index(args.source, args.query, args.k, args.where)
+    elif args.where:
+        raise UserError("needs an index with metadata", field="--where", fix="make one: vidsim index --metadata FILE")
+    else:
+        found = find_similar(read_embeddings(args.source), args.query, args.k)
     wanted = list(dict.fromkeys([*args.query, *(video for results in found for video, _ in results)]))
     titles = read_titles(args.data, wanted) if args.data else {}
     if args.json:

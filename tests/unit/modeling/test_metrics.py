@@ -5,10 +5,8 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 
 from vidsim.modeling.metrics import (
-    mean_reciprocal_rank,
     mse,
     pearson,
-    recall_at_k,
     spearman,
 )
 
@@ -50,30 +48,3 @@ def test_refuses_what_has_no_correlation(metric: object) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             metric(predictions, labels)
-
-
-SCORES = [[0.9, 0.8, 0.1, 0.7], [0.2, 0.5, 0.5, 0.1]]
-RELEVANT = [[False, True, False, True], [False, True, False, False]]
-
-
-def test_recall_by_hand() -> None:
-    # Query 0: order 0, 1, 3, 2. Query 1: the relevant item is level with an irrelevant one, which goes first.
-    assert recall_at_k(SCORES, RELEVANT, 1) == 0.0
-    assert recall_at_k(SCORES, RELEVANT, 2) == pytest.approx((0.5 + 1.0) / 2)
-    assert recall_at_k(SCORES, RELEVANT, 3) == 1.0
-
-
-def test_mean_reciprocal_rank_by_hand() -> None:
-    assert mean_reciprocal_rank(SCORES, RELEVANT) == pytest.approx(0.5)
-    assert mean_reciprocal_rank([[1.0, 2.0, 3.0]], [[True, False, True]]) == 1.0
-
-
-def test_retrieval_metrics_refuse_bad_input() -> None:
-    with pytest.raises(ValueError, match="1 of 2 queries have no relevant item"):
-        recall_at_k(SCORES, [[False] * 4, RELEVANT[1]], 1)
-    with pytest.raises(ValueError, match=r"k must be in 1\.\.4, not 5"):
-        recall_at_k(SCORES, RELEVANT, 5)
-    with pytest.raises(ValueError, match="not finite"):
-        mean_reciprocal_rank([[float("nan"), 1.0]], [[True, False]])
-    with pytest.raises(ValueError, match="one shape"):
-        mean_reciprocal_rank(SCORES, [[True]])

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vidsim.common.errors import UserError
+from vidsim.data.embeddings import write_embeddings
+from vidsim.retrieval import search
+from vidsim.retrieval.build import main
+from vidsim.retrieval.index import VectorIndex
+
+NUM = 80
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    vectors = np.random.default_rng(0).normal(size=(NUM, 8)).astype(np.float32)
+    ids = [f"v{number}" for number in range(NUM)]
+    write_embeddings(tmp_path / "all", ids, vectors, {"model": "m"})
+    write_embeddings(tmp_path / "first", ids[:50], vectors[:50], {"model": "m"})
+    write_embeddings(tmp_path / "second", ids[50:], vectors[50:], {"model": "m"})
+    write_embeddings(tmp_path / "other.parquet", ["z"], vectors[:1], {"model": "another"})
+    write_embeddings(tmp_path / "narrow.parquet", ["z"], vectors[:1, :5])
+    lines = ["id,category", *(f"v{number},{number % 4}" for number in range(NUM))]
+    (tmp_path / "meta.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def found(folder: Path, name: str, capsys: pytest.CaptureFixture[str], *options: str) -> list[dict[str, object]]:
+    capsys.readouterr()
+    assert search.main([str(folder / name), "--query", "v3", "v60", "-k", "5", "--json", *options]) == 0
+    answer: list[dict[str, object]] = json.loads(capsys.readouterr().out)
+    return answer
+
+
+def test_index_and_embeddings_find_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(folder / "all"), "--out", str(folder / "index")]) == 0
+    assert capsys.readouterr().out.startswith(f"{folder / 'index'}: 80 videos, 8 dimensions, exact, ")
+    assert main([str(folder / "first"), str(folder / "second"), "--out", str(folder / "joined")]) == 0
+    assert main([str(folder / "first"), "--out", str(folder / "grown")]) == 0
+    assert main([str(folder / "second"), "--out", str(folder / "grown"), "--add"]) == 0
+    expected = found(folder, "all", capsys)
+    for name in ("index", "joined", "grown"):
+        assert found(folder, name, capsys) == expected
+
+
+@pytest.mark.parametrize("kind", ["compact", "large"])
+def test_refined_kinds(kind: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--kind", kind, "--refine", "--metadata", str(folder / "meta.csv")]
+    assert main([str(folder / "all"), "--out", str(folder / "index"), *options]) == 0
+    assert f"{kind} + vectors" in capsys.readouterr().out
+    assert found(folder, "index", capsys) == found(folder, "all", capsys)
+    answer = found(folder, "index", capsys, "--where", "category=1")
+    assert [len(one["results"]) for one in answer] == [5, 5]  # type: ignore[arg-type]
+    assert {int(hit["id"][1:]) % 4 for one in answer for hit in one["results"]} == {1}  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="no metadata column 'lang'"):
+        found(folder, "index", capsys, "--where", "lang=en")
+    with pytest.raises(UserError, match="1 ids are not among the 80"):
+        search.main([str(folder / "index"), "--query", "nobody"])
+    with pytest.raises(UserError, match="--where: needs an index with metadata"):
+        found(folder, "all", capsys, "--where", "category=1")
+
+
+def test_faults_are_named(folder: Path) -> None:
+    index = ["--out", str(folder / "index")]
+    with pytest.raises(UserError, match="is of another model than"):
+        main([str(folder / "all"), str(folder / "other.parquet"), *index])
+    with pytest.raises(UserError, match=r"is of width 5, .* of 8"):
+        main([str(folder / "all"), str(folder / "narrow.parquet"), *index])
+    with pytest.raises(UserError, match="30 ids are in more than one of the embeddings: v50, v51"):
+        main([str(folder / "all"), str(folder / "second"), *index])
+    with pytest.raises(UserError, match="is not an index folder"):
+        main([str(folder / "all"), *index, "--add"])
+    assert not (folder / "index").exists()
+    main([str(folder / "first"), *index])
+    with pytest.raises(UserError, match=r"there is an index already\. Fix: give --add or --overwrite"):
+        main([str(folder / "all"), *index])
+    with pytest.raises(UserError, match="--add: keeps the settings of the index"):
+        main([str(folder / "second"), *index, "--add", "--kind", "large"])
+    with pytest.raises(UserError, match="is of another model than"):
+        main([str(folder / "other.parquet"), *index, "--add"])
+    with pytest.raises(UserError, match=r"vectors are \[1, 5\], the index is of width 8"):
+        main([str(folder / "narrow.parquet"), *index, "--add"])
+    with pytest.raises(UserError, match="50 ids are in the index already"):
+        main([str(folder / "all"), *index, "--add"])
+    with pytest.raises(UserError, match="is not an index and not an empty folder"):
+        main([str(folder / "all"), "--out", str(folder / "all")])
+    assert len(VectorIndex.load(folder / "index")) == 50
+    main([str(folder / "all"), *index, "--overwrite", "--kind", "compact"])
+    assert len(VectorIndex.load(folder / "index")) == NUM

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from vidsim.data.embeddings import read_embeddings, shown
 from vidsim.data.ids import read_ids
 
 ROWS_PER_BUCKET = 2_000_000
-_MAX_BUCKETS = 256
+_MAX_BUCKETS = 512  # one open file each
 _FIRST, _SECOND, _WEIGHT = "video1", "video2", "weight"
 _BUCKET_SEED = 2**32  # of the buckets, apart from any seed of a split
 
@@ -111,6 +112,9 @@ def build_graph(
         raise UserError("is there already", file=out, field="--out", fix="choose another folder, or remove it")
     num_rows = sum(estimated_rows(source) for source in sources if source.is_file())
     num_buckets = min(max(-(-num_rows // rows_per_bucket), 1), _MAX_BUCKETS)
+    # Of sets, most are much smaller than the largest allowed.
+    pairs_of_a_row = config.window if columns.time is not None else -(-config.max_session // 10)
+    num_pair_buckets = min(num_buckets * pairs_of_a_row, _MAX_BUCKETS) if num_buckets > 1 else 1
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
@@ -121,8 +125,10 @@ def build_graph(
         buckets.mkdir()
         result.mkdir()
         counts = _bucket_watches(sources, columns, buckets, num_buckets, _Known(known, drop_unknown))
-        counts |= _bucket_pairs(buckets, num_buckets, columns.time is not None, config)
-        counts |= _write_edges(buckets, result, num_buckets, config)
+        counts |= _bucket_pairs(
+            buckets, num_buckets, num_pair_buckets, columns.time is not None, config, rows_per_bucket
+        )
+        counts |= _write_edges(buckets, result, num_pair_buckets, config)
         if not counts["edges"]:
             why = f"no pair of videos was watched together {config.min_weight} times or more"
             fix = "lower --min_weight, or widen --window or --gap"
@@ -191,10 +197,13 @@ def _bucket_watches(
     return {"rows": read, "watches": kept, "unknown_videos": len(known.unknown), "unknown_watches": known.num_dropped}
 
 
-def _bucket_pairs(folder: Path, num_buckets: int, has_time: bool, config: CowatchConfig) -> dict[str, int]:
-    """Pairs of videos watched one after another, counted within each bucket of users, sorted by video."""
+def _bucket_pairs(
+    folder: Path, num_buckets: int, num_pair_buckets: int, has_time: bool, config: CowatchConfig, pairs_at_once: int
+) -> dict[str, int]:
+    """Pairs of videos watched one after another, counted among some users at a time, sorted by video."""
     sessions = users = 0
-    with _Buckets(folder, "pairs", num_buckets) as buckets:
+    window = config.window if has_time else config.max_session
+    with _Buckets(folder, "pairs", num_pair_buckets) as buckets:
         for number in progress(range(num_buckets), desc="linking sessions", unit="buckets"):
             table = _read_bucket(folder, "watches", number)
             if table is None:
@@ -202,16 +211,21 @@ def _bucket_pairs(folder: Path, num_buckets: int, has_time: bool, config: Cowatc
             keys = table[KEY].combine_chunks().dictionary_encode()
             videos = table[VIDEO].combine_chunks().dictionary_encode()
             key = keys.indices.to_numpy().astype(np.int64)
-            video = videos.indices.to_numpy().astype(np.int64)
-            time = table[TIME].to_numpy() if has_time else None
+            order = np.argsort(key, kind="stable")
+            key, video = key[order], videos.indices.to_numpy().astype(np.int64)[order]
+            time = table[TIME].to_numpy()[order] if has_time else None
             users += len(keys.dictionary)
-            pairs, weights, num_sessions = link(key, video, time, config)
-            sessions += num_sessions
-            names = videos.dictionary
-            first, second = names.take(pa.array(pairs[0])), names.take(pa.array(pairs[1]))
-            swap = pc.less(second, first)
-            columns = [pc.if_else(swap, second, first), pc.if_else(swap, first, second), pa.array(weights)]
-            buckets.write(pa.table(columns, names=[_FIRST, _SECOND, _WEIGHT]), _FIRST)
+            # Whole users, as many as make about so many pairs.
+            last_rows = np.cumsum(np.bincount(key))
+            ends = last_rows[np.flatnonzero(np.diff(last_rows * window // pairs_at_once, append=-1))]
+            for start, end in pairwise([0, *ends.tolist()]):
+                part = slice(start, end)
+                pairs, weights, found = link(key[part], video[part], None if time is None else time[part], config)
+                sessions += found
+                first, second = (videos.dictionary.take(pa.array(side)) for side in pairs)
+                swap = pc.less(second, first)
+                columns = [pc.if_else(swap, second, first), pc.if_else(swap, first, second), pa.array(weights)]
+                buckets.write(pa.table(columns, names=[_FIRST, _SECOND, _WEIGHT]), _FIRST)
     return {"users_or_sessions": users, "sessions": sessions}
 
 

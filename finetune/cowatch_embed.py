@@ -1,0 +1,90 @@
+"""`vidsim embed-features`: embeddings of any videos from their precomputed features, with trained towers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vidsim.common.arguments import ArgumentParser
+from vidsim.common.errors import UserError
+from vidsim.common.files import sha256_file
+from vidsim.common.progress import progress
+from vidsim.data.cowatch_features import open_features
+from vidsim.data.embeddings import EmbeddingWriter
+from vidsim.engine.source import checkpoint_of
+from vidsim.modeling.towers import WEIGHTS_FILE, FusionTowers
+
+
+def embed_features(model: Path, sources: dict[str, str], ids: str | None, out: Path, *, batch_size: int) -> int:
+    """Write an embeddings folder; a run that was cut off goes on.
+
+    Args:
+        model: Run folder of `vidsim finetune-cowatch`, or a checkpoint in it.
+        sources: Stream name to features, the streams the towers were trained on; see `open_features`.
+        ids: Ids of the rows of `.npy` arrays; None: row numbers.
+        out: Folder to write.
+        batch_size: Videos a forward pass.
+
+    Returns:
+        Number of videos.
+
+    Raises:
+        UserError: No towers there, a stream is missing, unknown or of another width.
+    """
+    folder = checkpoint_of(model)
+    try:
+        towers = FusionTowers.load(folder).eval()
+    except ValueError as error:
+        raise UserError(str(error), file=model, fix="name a run of `vidsim finetune-cowatch`") from error
+    wanted = towers.config.streams
+    if sources.keys() != wanted.keys():
+        what = f"the model reads {', '.join(sorted(wanted))}, given are {', '.join(sorted(sources)) or 'none'}"
+        raise UserError(what, field="--features")
+    features = open_features(sources, ids)
+    for name, dim in features.dims.items():
+        if dim != wanted[name]:
+            raise UserError(f"has width {dim}, the model was trained on {wanted[name]}", file=sources[name], field=name)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    towers = towers.to(device)
+    paths = {name: Path(source) for name, source in sources.items()}
+    metadata = {
+        "model": sha256_file(folder / WEIGHTS_FILE),
+        "data": {name: sha256_file(path) if path.is_file() else path.name for name, path in paths.items()},
+        "normalized": True,
+    }
+    count = len(features.ids)
+    with EmbeddingWriter(out, towers.config.embedding_dim, metadata, num_rows=count) as writer, torch.no_grad():
+        for start in progress(range(writer.num_done, count, batch_size), desc="embedding", unit="batches"):
+            videos = np.arange(start, min(start + batch_size, count))
+            batch = {name: torch.from_numpy(vectors).to(device) for name, vectors in features.take(videos).items()}
+            writer.write([features.ids[video] for video in videos], towers(**batch).cpu().numpy())
+    return count
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`vidsim embed-features`."""
+    parser = ArgumentParser(
+        prog="vidsim embed-features",
+        description="Write embeddings of videos from their features, with a model of `vidsim finetune-cowatch`.",
+        epilog="example: vidsim embed-features runs/finetune/cowatch --features visual=new_visual.npy audio=audio.npy "
+        "--ids new_ids.txt --out runs/emb/new",
+    )
+    parser.add_argument("model", type=Path, help="run folder or checkpoint")
+    parser.add_argument("--features", nargs="+", required=True, metavar="NAME=PATH", help=".npy arrays or embeddings")
+    parser.add_argument("--ids", help="ids of the rows of .npy arrays, one on each line (default: row numbers)")
+    parser.add_argument("--out", type=Path, required=True, help="embeddings folder to write")
+    parser.add_argument("--batch_size", type=int, default=4096, help="videos a forward pass (default %(default)s)")
+    args = parser.parse_args(argv)
+    if args.batch_size < 1:
+        raise UserError(f"{args.batch_size} is below 1", field="--batch_size")
+    sources: dict[str, str] = {}
+    for word in args.features:
+        name, equals, path = word.partition("=")
+        if not (name and equals and path) or name in sources:
+            raise UserError(f"{word!r} is not NAME=PATH, each name once", field="--features")
+        sources[name] = path
+    count = embed_features(args.model, sources, args.ids, args.out, batch_size=args.batch_size)
+    print(f"wrote {args.out}: {count:,} embeddings")
+    return 0

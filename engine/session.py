@@ -22,10 +22,10 @@ EXIT_INTERRUPTED = 130
 
 @dataclass(frozen=True, kw_only=True)
 class SessionConfig:
-    """Settings that every run has; the parents of `PretrainConfig` and `FinetuneConfig`."""
+    """Settings that every run has."""
 
     seed: int = 2021
-    """Of initial weights, order, masks and dropout."""
+    """Of initial weights, order and all that is drawn at random."""
     precision: Precision = "fp32"
     """bf16: autocast, weights stay fp32. tf32: fp32 with faster, rounded matrix products on CUDA."""
     trackers: list[str] = field(default_factory=list)

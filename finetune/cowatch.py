@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from vidsim.data.cowatch_graph import INDEX_FILE, CowatchGraph, read_graph
 from vidsim.data.embeddings import write_embeddings
 from vidsim.data.loading import step_batches
 from vidsim.data.samplers import MicroBatchSampler, RowOrder
-from vidsim.engine.accelerator import banner_lines, make_accelerator
+from vidsim.engine.accelerator import banner_lines
 from vidsim.engine.balance import BalanceConfig, LossBalancer
 from vidsim.engine.ema import ExponentialMovingAverage
 from vidsim.engine.gather import map_rows
@@ -37,6 +36,7 @@ from vidsim.engine.optimizer import make_optimizer, parameter_groups
 from vidsim.engine.reporting import Reporter
 from vidsim.engine.run_folder import RunFolder
 from vidsim.engine.seeding import seed_everything
+from vidsim.engine.session import run_session
 from vidsim.engine.settings import parse_settings
 from vidsim.engine.source import checkpoint_of
 from vidsim.finetune.cowatch_config import CowatchConfig
@@ -88,22 +88,17 @@ def main(argv: list[str] | None = None) -> int:
     if config.dry_run:
         print("\n".join([*data.lines(), f"steps: {num_steps(config, data, 1):,} on one process"]))
         return 0
-    accelerator = make_accelerator(config.precision)
-    run = RunFolder.create(
-        config.output_dir,
-        settings.yaml,
-        config.resume,
-        world_size=accelerator.num_processes,
-        device=str(accelerator.device),
-        is_main_process=accelerator.is_main_process,
-    )
-    with run, closing(Reporter(run, config.trackers, enabled=accelerator.is_main_process)) as reporter:
-        result = finetune(config, data, run, reporter, accelerator)
-        if not result.interrupted:
-            write_all(config, data, run, reporter, accelerator)
-    if result.interrupted and accelerator.is_main_process:
-        print(f"stopped at step {result.step}; go on with --resume", file=sys.stderr)
-    return 130 if result.interrupted else 0
+    return run_session(config, config.output_dir, settings, partial(finetune_and_write, config, data))
+
+
+def finetune_and_write(
+    config: CowatchConfig, data: CowatchData, run: RunFolder, reporter: Reporter, accelerator: Accelerator
+) -> TrainResult:
+    """Train, then embed all videos with the best towers. Collective."""
+    result = finetune(config, data, run, reporter, accelerator)
+    if not result.interrupted:
+        write_all(config, data, run, reporter, accelerator)
+    return result
 
 
 def open_data(config: CowatchConfig) -> CowatchData:

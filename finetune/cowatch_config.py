@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vidsim.common.errors import UserError
-from vidsim.engine.accelerator import Precision
 from vidsim.engine.ema import EmaConfig
 from vidsim.engine.loop import LoopConfig
 from vidsim.engine.optimizer import OptimizerConfig
 from vidsim.engine.schedule import ScheduleConfig
-from vidsim.engine.trackers import check_trackers
+from vidsim.engine.session import SessionConfig
 from vidsim.finetune.tasks.cowatch import CowatchTaskConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class CowatchConfig:
+class CowatchConfig(SessionConfig):
     """A co-watch run."""
 
     graph: str
@@ -28,8 +27,6 @@ class CowatchConfig:
     """Run folder; the embeddings of all videos are written into its folder `embeddings`."""
     num_epochs: float = 10.0
     """Passes over the training edges."""
-    seed: int = 2021
-    """Of weights, order and negatives."""
     task: CowatchTaskConfig = field(default_factory=CowatchTaskConfig)
     """Network, loss and mining."""
     k: int = 10
@@ -46,14 +43,6 @@ class CowatchConfig:
     """Length and cadence; published: 7,200 triplets, with fewer it was worse."""
     ema: EmaConfig | None = None
     """Moving average of the weights that is evaluated and saved; null: none."""
-    precision: Precision = "fp32"
-    """bf16: autocast, weights stay fp32."""
-    trackers: list[str] = field(default_factory=list)
-    """wandb, tensorboard or trackio; metrics.jsonl is always written."""
-    resume: bool = False
-    """Go on from the newest valid checkpoint of `output_dir`."""
-    dry_run: bool = False
-    """Check everything, print what would be done, touch no device."""
 
     def validate(self) -> None:
         """All checks that need no file.
@@ -63,12 +52,12 @@ class CowatchConfig:
         """
         for part in (self.task, self.optimizer, self.schedule, self.loop):
             part.validate()
-        check_trackers(self.trackers)
+        self.validate_session()
         if not self.features:
             raise UserError("no stream is given", field="features", fix="name at least one, as {visual: features.npy}")
         if not self.num_epochs > 0:
             raise UserError(f"{self.num_epochs} is not above 0", field="num_epochs")
-        for name, least in (("seed", 0), ("k", 1), ("max_queries", 1)):
+        for name, least in (("k", 1), ("max_queries", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{getattr(self, name)} is below {least}", field=name)
         if self.ema is not None:

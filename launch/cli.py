@@ -117,7 +117,7 @@ def usage() -> str:
     """The help page: every command with its line, by stage."""
     lines = ["usage: vidsim COMMAND [options]      vidsim COMMAND --help explains one command", ""]
     for stage, commands in COMMANDS.items():
-        lines += [stage, *(f"  {name:<10} {text}" for name, text in commands.items()), ""]
+        lines += [stage, *(f"  {name:<16} {text}" for name, text in commands.items()), ""]
     lines += [
         "Options",
         "  --debug    show the traceback behind an error line; works with every command",

@@ -14,7 +14,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for commands in COMMANDS.values():
         for name, line in commands.items():
-            assert f"  {name:<10} {line}\n" in text
+            assert f"  {name:<16} {line}\n" in text
 
 
 def test_no_command_prints_the_help_as_an_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,11 +14,13 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
 REPORT = """
+import os
 import sys
 import torch
 from accelerate import Accelerator
 state = Accelerator(cpu=not torch.cuda.is_available()).state
-print(f"{state.process_index}/{state.num_processes} {state.backend} {sys.argv[1:]}", flush=True)
+line = f"{state.process_index}/{state.num_processes} {state.backend} {sys.argv[1:]}\\n"
+os.write(1, line.encode())  # in one piece, whatever the other process writes
 """
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi_process]

@@ -80,8 +80,8 @@ class FinetuneConfig(SessionConfig):
     projection: Literal["keep", "random", "principal", "whitened"] = "keep"
     """How the projection to the embedding starts. `keep`: the checkpoint's, which pretraining leaves untrained unless
     `objectives.vtc.input` is `embedding`. `principal`: the principal directions of the training videos' pooled states,
-    so that the first cosines are the encoder's own, seen from the mean. `whitened`: these, the strong ones halved (in
-    powers): for encoders that only know MLM. `random`: anew, as most published jobs do in effect."""
+    so that the first cosines are the encoder's own, seen from the mean. `whitened`: these, each divided by the root of
+    its standard deviation, for encoders that only know MLM. `random`: anew, as most published jobs do in effect."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-5, head_learning_rate=5e-5)
     )

@@ -6,11 +6,9 @@ Reads top to bottom: settings, graph and features, network, loop, embeddings. Th
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +22,6 @@ from vidsim.data.collators import to_device
 from vidsim.data.cowatch_features import FeatureStreams, on_features, open_features
 from vidsim.data.cowatch_graph import INDEX_FILE, CowatchGraph, read_graph
 from vidsim.data.embeddings import write_embeddings
-from vidsim.data.loading import step_batches
-from vidsim.data.samplers import MicroBatchSampler, RowOrder
 from vidsim.engine.accelerator import banner_lines
 from vidsim.engine.balance import BalanceConfig, LossBalancer
 from vidsim.engine.ema import ExponentialMovingAverage
@@ -39,6 +35,7 @@ from vidsim.engine.seeding import seed_everything
 from vidsim.engine.session import run_session
 from vidsim.engine.settings import parse_settings
 from vidsim.engine.source import checkpoint_of
+from vidsim.finetune.batches import epoch_steps, task_batches
 from vidsim.finetune.cowatch_config import CowatchConfig
 from vidsim.finetune.cowatch_evaluation import RelatedQueries, Vectors, evaluate_related, related_queries
 from vidsim.finetune.tasks.cowatch import CowatchModule, TripletCollator, TripletRows
@@ -120,30 +117,7 @@ def open_data(config: CowatchConfig) -> CowatchData:
 
 def num_steps(config: CowatchConfig, data: CowatchData, world_size: int) -> int:
     """Optimizer steps of all epochs."""
-    loop = config.loop
-    global_batch_size = loop.micro_batch_size * loop.gradient_accumulation_steps * world_size
-    return max(1, round(config.num_epochs * len(data.graph.training_edges()) / global_batch_size))
-
-
-def triplet_batches(
-    config: CowatchConfig,
-    rows: TripletRows,
-    collator: TripletCollator,
-    accelerator: Accelerator,
-    total: int,
-    start: int,
-) -> Iterable[dict[str, Any]]:
-    """The micro-batches of this rank from a step on."""
-    sampler = MicroBatchSampler(
-        RowOrder([np.arange(len(rows))], seed=config.seed),
-        micro_batch_size=config.loop.micro_batch_size,
-        gradient_accumulation_steps=config.loop.gradient_accumulation_steps,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        start_step=start,
-        num_steps=total,
-    )
-    return step_batches(rows, sampler, collator, num_workers=config.loop.num_workers)
+    return epoch_steps(len(data.graph.training_edges()), config.num_epochs, config.loop, world_size)
 
 
 def build_towers(config: CowatchConfig, data: CowatchData) -> FusionTowers:
@@ -205,7 +179,7 @@ def finetune(
     stage = Stage(
         num_steps=total,
         schedule=config.schedule,
-        batches=partial(triplet_batches, config, rows, collator, accelerator, total),
+        batches=partial(task_batches, rows, len(rows), collator, config.loop, accelerator, config.seed, total),
     )
     result = train(trainer, [stage], to_device)
     reporter.note([describe_result(result), f"best checkpoint: {run.checkpoints / 'best'}"])

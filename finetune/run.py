@@ -6,11 +6,9 @@ Reads top to bottom: settings, checks, pairs, model, loop. The loop itself is `e
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -21,9 +19,7 @@ from vidsim.common.errors import UserError
 from vidsim.data.arrow import Videos, concat_videos, open_videos
 from vidsim.data.collators import encode_rows, to_device
 from vidsim.data.embeddings import read_embeddings
-from vidsim.data.loading import step_batches
 from vidsim.data.pairs import Pairs, read_pairs
-from vidsim.data.samplers import MicroBatchSampler, RowOrder
 from vidsim.data.splits import describe, split_pairs
 from vidsim.data.tags import TagVocabulary
 from vidsim.engine.accelerator import banner_lines
@@ -38,6 +34,7 @@ from vidsim.engine.seeding import seed_everything
 from vidsim.engine.session import run_session
 from vidsim.engine.settings import parse_settings
 from vidsim.engine.source import checkpoint_of
+from vidsim.finetune.batches import epoch_steps, task_batches
 from vidsim.finetune.config import FinetuneConfig
 from vidsim.finetune.projection import principal_projection
 from vidsim.finetune.tasks.similarity import PairCollator, PairRows, SimilarityModule, evaluate_pairs, pair_labels
@@ -146,25 +143,7 @@ def open_pairs(config: FinetuneConfig) -> PairData:
 
 def num_steps(config: FinetuneConfig, data: PairData, world_size: int) -> int:
     """Optimizer steps of all epochs."""
-    loop = config.loop
-    global_batch_size = loop.micro_batch_size * loop.gradient_accumulation_steps * world_size
-    return max(1, round(config.num_epochs * len(data.train) / global_batch_size))
-
-
-def pair_batches(
-    config: FinetuneConfig, rows: PairRows, collator: PairCollator, accelerator: Accelerator, total: int, start: int
-) -> Iterable[dict[str, Any]]:
-    """The micro-batches of this rank from a step on."""
-    sampler = MicroBatchSampler(
-        RowOrder([np.arange(len(rows))], seed=config.seed),
-        micro_batch_size=config.loop.micro_batch_size,
-        gradient_accumulation_steps=config.loop.gradient_accumulation_steps,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        start_step=start,
-        num_steps=total,
-    )
-    return step_batches(rows, sampler, collator, num_workers=config.loop.num_workers)
+    return epoch_steps(len(data.train), config.num_epochs, config.loop, world_size)
 
 
 def finetune(
@@ -227,7 +206,7 @@ def finetune(
     stage = Stage(
         num_steps=total,
         schedule=config.schedule,
-        batches=partial(pair_batches, config, rows, collator, accelerator, total),
+        batches=partial(task_batches, rows, len(rows), collator, config.loop, accelerator, config.seed, total),
     )
     result = train(trainer, [stage], to_device)
     reporter.note([describe_result(result), f"best checkpoint: {run.checkpoints / 'best'}"])

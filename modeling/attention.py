@@ -72,9 +72,13 @@ class Packing:
 
 def can_pack(text: PreTrainedModel) -> bool:
     """Whether a text encoder asks the attention interface and looks at all positions of a sequence alike."""
-    config = text.config
-    local = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    return bool(text._supports_attention_backend) and not local and config._attn_implementation in ("sdpa", PACKED)
+    asks = bool(text._supports_attention_backend) and text.config._attn_implementation in ("sdpa", PACKED)
+    return asks and not has_local_attention(text)
+
+
+def has_local_attention(text: PreTrainedModel) -> bool:
+    """Whether some layers of a text encoder look at a window of positions only (ModernBERT)."""
+    return "sliding_attention" in (getattr(text.config, "layer_types", None) or ())
 
 
 def packed_attention(

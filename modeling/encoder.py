@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.utils.generic import ModelOutput
 
-from .attention import PACKED, Packing, can_pack
+from .attention import PACKED, Packing, can_pack, has_local_attention
 from .config import FRAMES, VidsimConfig, stream_keys
 from .embeddings import InputSequence, StreamEmbedding, build_sequence, checked_stream, take_rows
 from .heads import EmbeddingHead
@@ -302,8 +302,7 @@ class VideoTextEncoder(PreTrainedModel):
     def _mask(self, mask: torch.Tensor) -> torch.Tensor:
         # Of a mask with two dimensions, transformers asks whether it is all ones and so waits for the device.
         # One with four dimensions is used as it is, but would also replace a local-attention window.
-        local = "sliding_attention" in (getattr(self.text.config, "layer_types", None) or ())
-        if self.text.config._attn_implementation in ("sdpa", PACKED) and not local:
+        if self.text.config._attn_implementation in ("sdpa", PACKED) and not has_local_attention(self.text):
             return mask[:, None, None, :]
         return mask.long()
 

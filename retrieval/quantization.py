@@ -166,7 +166,7 @@ def search_codes(
 
     Returns:
         Rows int64 [Q, min(k, N)] and dot products float32, the largest first, equal ones by row: as
-        `retrieval.metrics.ranked_by_rows` takes them.
+        `modeling.ranking_metrics.ranked_by_rows` takes them.
 
     Raises:
         UserError: k < 1, codes of another length, queries of another width.

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 
 from vidsim.common.errors import UserError
-from vidsim.retrieval.metrics import ndcg_at_k, ranked_by_rows
+from vidsim.modeling.ranking_metrics import ndcg_at_k, ranked_by_rows
 from vidsim.retrieval.quantization import BITS, Quantizer, fit_quantizer, search_codes
 
 BOTH = [pytest.param(False, id="per-dimension"), pytest.param(True, id="shared")]

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, label_ranking_average_precision_score, ndcg_score
 
 from vidsim.common.errors import UserError
-from vidsim.retrieval.metrics import (
+from vidsim.modeling.ranking_metrics import (
     average_precision,
     ndcg_at_k,
     ranked_by_rows,

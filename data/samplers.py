@@ -45,12 +45,19 @@ class RowOrder:
         order: `together` shuffles all groups as one; `sequential` goes through the groups one after another in
             every epoch, each shuffled (the 2021 winner's job 5).
         seed: Seed of the run.
+        first_epoch: Number of the first epoch in the keys: a later stage does not see the masks of an earlier one.
     """
 
     def __init__(
-        self, groups: Sequence[np.ndarray], *, order: Literal["together", "sequential"] = "together", seed: int
+        self,
+        groups: Sequence[np.ndarray],
+        *,
+        order: Literal["together", "sequential"] = "together",
+        seed: int,
+        first_epoch: int = 0,
     ) -> None:
         """Join the groups where they are shuffled together."""
+        self.first_epoch = first_epoch
         self.groups = [np.concatenate(list(groups))] if order == "together" else list(groups)
         self.seed = seed
         self.epoch_size = sum(len(group) for group in self.groups)
@@ -68,7 +75,7 @@ class RowOrder:
         """Stream positions [start, start + count) as (epoch, row)."""
         result: list[RowKey] = []
         for epoch, first, stop in _epochs(start, count, self.epoch_size):
-            result += [(epoch, row) for row in self.epoch(epoch)[first:stop].tolist()]
+            result += [(self.first_epoch + epoch, row) for row in self.epoch(epoch)[first:stop].tolist()]
         return result
 
 
@@ -109,7 +116,8 @@ class TokenOrder:
         result: list[RowKey] = []
         for epoch, first, stop in _epochs(start, count, self.epoch_size):
             begin, end = np.searchsorted(self._starts_of(epoch), [first, stop])
-            result += [(epoch, row) for row in self.rows.epoch(epoch)[begin:end].tolist()]
+            shown = self.rows.first_epoch + epoch
+            result += [(shown, row) for row in self.rows.epoch(epoch)[begin:end].tolist()]
         return result
 
     def _starts_of(self, epoch: int) -> npt.NDArray[np.int64]:

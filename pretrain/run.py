@@ -5,6 +5,7 @@ Reads top to bottom: settings, checks, data, model, loop. The loop itself is `en
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable
 from functools import partial
@@ -108,7 +109,14 @@ def open_probe(config: PretrainConfig) -> tuple[Corpus, Pairs] | None:
 def stage_order(config: PretrainConfig, corpus: Corpus, number: int, counts: np.ndarray | None) -> Stream:
     """The rows of a stage in their order, counted in tokens where `counts` are given."""
     stage = config.data.stages[number]
-    rows = RowOrder([corpus.trainable[name] for name in stage.data], order=stage.order, seed=config.seed + number)
+    rows = RowOrder(
+        [corpus.trainable[name] for name in stage.data],
+        order=stage.order,
+        seed=config.seed + number,
+        first_epoch=sum(
+            math.ceil(earlier.num_epochs * config.data.epoch_scale) for earlier in config.data.stages[:number]
+        ),
+    )
     return rows if counts is None else TokenOrder(rows, counts)
 
 

@@ -49,6 +49,17 @@ def test_sequential_goes_group_by_group() -> None:
     assert rows[:10].tolist() != list(range(10))
 
 
+@pytest.mark.parametrize("by_tokens", [False, True])
+def test_a_later_stage_counts_its_epochs_on(by_tokens):
+    groups = [np.arange(1, 40), np.arange(40, 61)]
+    first, second = (RowOrder(groups, seed=0, first_epoch=number) for number in (0, 2))
+    streams = [TokenOrder(rows, COUNTS) if by_tokens else rows for rows in (first, second)]
+    count = streams[0].epoch_size + 9
+    keys, later = (stream.keys(0, count) for stream in streams)
+    assert later == [(epoch + 2, row) for epoch, row in keys]
+    assert {epoch for epoch, _ in later} == {2, 3}
+
+
 def test_a_step_has_the_same_rows_however_it_is_split() -> None:
     order = RowOrder([np.arange(29)], seed=0)
     whole = batches(order, micro=8, accumulation=1, world=1, steps=9)

@@ -42,7 +42,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.created
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.created
 	@echo "Installing vidsim and its development tools into $(VENV) (the first time takes some minutes)"
-	@$(PIP_INSTALL) -e '.[dev,extract,retrieval,tensorboard]'
+	@$(PIP_INSTALL) -e '.[dev,extract,qdrant,retrieval,tensorboard]'
 	@touch $(VENV)/.installed $@
 
 demo: $(VENV)/.installed ## the whole path on the bundled sample data, with a score table and a report

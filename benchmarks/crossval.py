@@ -129,7 +129,7 @@ def say(start: float, text: str) -> None:
     print(f"[{time.monotonic() - start:5.0f} s] {text}", file=sys.stderr, flush=True)
 
 
-def _run(main: Any, arguments: Sequence[str], folder: Path) -> Path:
+def run_logged(main: Any, arguments: Sequence[str], folder: Path) -> Path:
     """Run an entry point afresh into `folder`; its messages go to a log beside it. Returns the last checkpoint."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -147,12 +147,12 @@ def _run(main: Any, arguments: Sequence[str], folder: Path) -> Path:
 def pretrain(arguments: Sequence[str], folder: Path, *, is_trained: bool) -> Path:
     """Pretrain, or only write the initial weights."""
     steps = [] if is_trained else ["--loop.max_steps", "0"]
-    return _run(vidsim.pretrain.run.main, [*arguments, *steps], folder)
+    return run_logged(vidsim.pretrain.run.main, [*arguments, *steps], folder)
 
 
 def finetune(arguments: Sequence[str], folder: Path, *, init_from: Path) -> Path:
     """Finetune; the last step is taken, so that no validation pair takes part in a choice."""
-    return _run(vidsim.finetune.run.main, ["--init_from", str(init_from), *arguments], folder)
+    return run_logged(vidsim.finetune.run.main, ["--init_from", str(init_from), *arguments], folder)
 
 
 def pair_cosines(checkpoint: Path, videos: Path, pairs: Pairs, scratch: Path, *, vector: str = "embedding") -> Float64:

@@ -25,8 +25,8 @@ import numpy as np
 
 from vidsim.common.files import atomic_path, read_json, write_json
 from vidsim.common.progress import progress
-from vidsim.retrieval.backends import faiss_module, number_of_lists
-from vidsim.retrieval.index import NUM_PROBES, VectorIndex
+from vidsim.retrieval.backends import faiss_module
+from vidsim.retrieval.index import NUM_CANDIDATES, VectorIndex
 
 BLOCK = 65_536
 RANK = 48
@@ -38,8 +38,9 @@ OURS: dict[str, dict[str, Any]] = {
     "large": {"kind": "large"},
     "large+refine": {"kind": "large", "refine": True},
 }
-# The plain faiss object beside each kind; {lists} and {dim} are filled in.
-PEERS = {"exact": "Flat", "compact": "PQ{dim}x4fs", "large": "IVF{lists},SQ8"}
+# The plain faiss object beside each kind, and an inverted file, the usual other choice.
+PEERS = {"exact": "Flat", "compact": "PQ{dim}x4fs", "large": "HNSW16,SQ8", "inverted": "IVF{lists},SQ8"}
+NUM_PROBES = 64
 
 
 def make_vectors(path: Path, num: int, dim: int, seed: int) -> None:
@@ -90,9 +91,10 @@ def build(out: Path, name: str) -> dict[str, float]:
         num_bytes = sum(path.stat().st_size for path in (out / name).iterdir())
     else:
         faiss = faiss_module()
-        factory = PEERS[name.removeprefix("faiss ")].format(dim=vectors.shape[1], lists=number_of_lists(len(vectors)))
+        num_lists = round(2 * len(vectors) ** 0.5)
+        factory = PEERS[name.removeprefix("faiss ")].format(dim=vectors.shape[1], lists=num_lists)
         plain = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-        plain.train(np.ascontiguousarray(vectors[: max(BLOCK, 64 * number_of_lists(len(vectors)))]))
+        plain.train(np.ascontiguousarray(vectors[: max(BLOCK, 64 * num_lists)]))
         for first in range(0, len(vectors), BLOCK):
             plain.add(np.ascontiguousarray(vectors[first : first + BLOCK]))
         built = time.perf_counter()
@@ -115,6 +117,8 @@ def search(out: Path, name: str, k: int) -> dict[str, float]:
         plain = faiss.read_index(str(out / f"{name}.faiss"), faiss.IO_FLAG_MMAP_IFC)
         if hasattr(plain, "nprobe"):
             plain.nprobe = NUM_PROBES
+        if hasattr(plain, "hnsw"):
+            plain.hnsw.efSearch = NUM_CANDIDATES
 
         def find(some: np.ndarray) -> np.ndarray:
             rows: np.ndarray = plain.search(some, k)[1]
@@ -164,6 +168,8 @@ def table(results: dict[str, Any]) -> str:
     lines = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
     for name, entry in results["indexes"].items():
         made, rounds = entry["build"], entry["search"]
+        if not rounds:  # built so far
+            continue
         cells = [
             name,
             f"{rounds[0]['recall']:.3f}",
@@ -186,7 +192,7 @@ def main() -> int:
     parser.add_argument("--num", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--queries", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="of searching; 0 builds only")
     parser.add_argument("-k", type=int, default=10)
     parser.add_argument("--only", nargs="+", choices=[*OURS, *(f"faiss {name}" for name in PEERS)])
     parser.add_argument("--quick", action="store_true", help="20,000 videos, 200 queries, one round")
@@ -203,7 +209,10 @@ def main() -> int:
     make_vectors(args.out / "vectors.npy", args.num, args.dim, seed=1)
     make_vectors(args.out / "queries.npy", args.queries, args.dim, seed=2)
     vectors = np.load(args.out / "vectors.npy", mmap_mode="r")
-    np.save(args.out / "truth.npy", true_neighbours(vectors, np.load(args.out / "queries.npy"), args.k))
+    truth = args.out / "truth.npy"
+    if not truth.exists() or np.load(truth, mmap_mode="r").shape != (args.queries, args.k):
+        with atomic_path(truth) as temporary, temporary.open("wb") as file:
+            np.save(file, true_neighbours(vectors, np.load(args.out / "queries.npy"), args.k))
     names = args.only or [*OURS, *(f"faiss {name}" for name in PEERS)]
     path = args.out / "results.json"
     size = {"num": args.num, "dim": args.dim, "queries": args.queries, "k": args.k}

@@ -7,14 +7,14 @@ ids of the videos (Lee et al. 2018, §3.2: edges between consecutive watches, we
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,26 +25,26 @@ from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
 from vidsim.common.files import sha256_file, write_json
 from vidsim.common.progress import progress
+from vidsim.data.cowatch_buckets import Buckets, read_bucket
 from vidsim.data.cowatch_graph import (
-    CROSS,
     EDGES_FILE,
-    EVAL,
     FORMAT_VERSION,
     INDEX_FILE,
+    PARTS,
     TRAIN,
     VIDEOS_FILE,
     Integers,
-    hash_of,
-    is_eval,
+    Weights,
+    parts_of,
 )
 from vidsim.data.cowatch_sessions import KEY, TIME, VIDEO, SessionColumns, estimated_rows, read_sessions
 from vidsim.data.embeddings import read_embeddings, shown
 from vidsim.data.ids import read_ids
 
 ROWS_PER_BUCKET = 2_000_000
+_LINKS_AT_ONCE = 1_000_000
 _MAX_BUCKETS = 512  # one open file each
 _FIRST, _SECOND, _WEIGHT = "video1", "video2", "weight"
-_BUCKET_SEED = 2**32  # of the buckets, apart from any seed of a split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,29 +55,39 @@ class CowatchConfig:
         gap: Seconds between two watches of a user after which a new session begins; None: never.
         window: Two watches of a session make an edge if they are at most so many places apart.
         max_session: A session without an order links all its videos, and is cut into parts of so many.
-        min_weight: Edges seen less often are dropped.
-        eval_fraction: Share of the videos held out for evaluation.
+        weighting: What a link adds to the weight of its edge: 1, or (`session`) 1 / (watches of its session - 1), so
+            that every watch gives away as much in a session without an order, however long that is.
+        min_weight: Lighter edges are dropped.
+        eval_fraction: Share of the videos held out for the evaluation that is reported.
+        validation_fraction: Share of the videos held out for choosing a checkpoint.
         seed: Of the split.
     """
 
     gap: float | None = 1800.0
     window: int = 1
     max_session: int = 100
-    min_weight: int = 2
+    weighting: Literal["count", "session"] = "count"
+    min_weight: float = 2
     eval_fraction: float = 0.3
+    validation_fraction: float = 0.1
     seed: int = 0
 
     def validate(self) -> None:
         """Refuse values outside their range."""
-        for name, least in (("window", 1), ("max_session", 2), ("min_weight", 1), ("seed", 0)):
+        for name, least in (("window", 1), ("max_session", 2), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{getattr(self, name)} is below {least}", field=f"--{name}")
+        if not 0 < self.min_weight < math.inf:
+            raise UserError(f"{self.min_weight:g} is not above 0", field="--min_weight")
         if self.gap is not None and not self.gap > 0:
             raise UserError(f"{self.gap:g} is not above 0", field="--gap")
         if self.seed >= 2**32:
             raise UserError(f"{self.seed} is not below 2^32", field="--seed")
-        if not 0 < self.eval_fraction < 1:
-            raise UserError(f"{self.eval_fraction:g} is not between 0 and 1", field="--eval_fraction")
+        for name in ("eval_fraction", "validation_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{getattr(self, name):g} is not in [0, 1)", field=f"--{name}")
+        if self.eval_fraction + self.validation_fraction >= 1:
+            raise UserError("with --eval_fraction it leaves no video to train on", field="--validation_fraction")
 
 
 def build_graph(
@@ -130,7 +140,7 @@ def build_graph(
         )
         counts |= _write_edges(buckets, result, num_pair_buckets, config)
         if not counts["edges"]:
-            why = f"no pair of videos was watched together {config.min_weight} times or more"
+            why = f"no pair of videos was watched together with a weight of {config.min_weight:g} or more"
             fix = "lower --min_weight, or widen --window or --gap"
             raise UserError(f"{why} ({counts['pairs']:,} pairs in all)", file=sources[0], fix=fix)
         manifest = {
@@ -138,7 +148,7 @@ def build_graph(
             "sources": [{"file": source.name, "bytes": source.stat().st_size} for source in sources],
             "columns": vars(columns),
             "settings": vars(config),
-            "split": "a video is held out if the first 64 bits of blake2b(id, salt=seed) are below the eval fraction",
+            "split": "eval, validation, train by the first 64 bits of blake2b(id, salt=seed) as a share of 2^64",
             "counts": counts,
             "files": {name: {"sha256": sha256_file(result / name)} for name in (EDGES_FILE, VIDEOS_FILE)},
         }
@@ -182,7 +192,7 @@ def _bucket_watches(
 ) -> dict[str, int]:
     """Sort watches into files by user."""
     read = kept = 0
-    with _Buckets(folder, "watches", num_buckets) as buckets:
+    with Buckets(folder, "watches", num_buckets) as buckets:
         for number, source in enumerate(sources):
             for table, rows in progress(read_sessions(source, columns), desc=f"reading {source.name}", unit="blocks"):
                 read += rows
@@ -203,9 +213,9 @@ def _bucket_pairs(
     """Pairs of videos watched one after another, counted among some users at a time, sorted by video."""
     sessions = users = 0
     window = config.window if has_time else config.max_session
-    with _Buckets(folder, "pairs", num_pair_buckets) as buckets:
+    with Buckets(folder, "pairs", num_pair_buckets) as buckets:
         for number in progress(range(num_buckets), desc="linking sessions", unit="buckets"):
-            table = _read_bucket(folder, "watches", number)
+            table = read_bucket(folder, "watches", number)
             if table is None:
                 continue
             keys = table[KEY].combine_chunks().dictionary_encode()
@@ -231,18 +241,18 @@ def _bucket_pairs(
 
 def link(
     key: Integers, video: Integers, time: np.ndarray | None, config: CowatchConfig
-) -> tuple[Integers, Integers, int]:
+) -> tuple[Integers, Weights, int]:
     """Edges within sessions.
 
     Args:
         key: int64 [N], whose watch it is.
         video: int64 [N].
         time: float64 [N], seconds, equal times keeping the order they are given in; None: sessions are sets.
-        config: `gap`, `window`, `max_session`.
+        config: `gap`, `window`, `max_session`, `weighting`.
 
     Returns:
-        int64 [2, E] with the smaller video first, every pair once and none of a video with itself; int64 [E], how
-        often; number of sessions.
+        int64 [2, E] with the smaller video first, every pair once and none of a video with itself; float64 [E], their
+        weights; number of sessions.
     """
     if time is None:
         # Each video of a set once, shuffled, so that a set that must be cut is not cut by number.
@@ -262,103 +272,69 @@ def link(
     session = np.cumsum(begins)
     window = config.window if time is not None else config.max_session - 1
     num_videos = int(video.max(initial=0)) + 1
-    codes, counts = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    share = np.ones(len(key))
+    if config.weighting == "session":
+        share /= np.maximum(np.bincount(session)[session] - 1, 1)
+    found: list[tuple[Integers, Weights]] = [(np.empty(0, dtype=np.int64), np.empty(0))]
     for distance in range(1, min(window, len(video) - 1) + 1):
         together = (session[distance:] == session[:-distance]) & (video[distance:] != video[:-distance])
         if distance > 1 and not (session[distance:] == session[:-distance]).any():
             break
         one, other = video[:-distance][together], video[distance:][together]
-        found, times = np.unique(np.minimum(one, other) * num_videos + np.maximum(one, other), return_counts=True)
-        codes, inverse = np.unique(np.concatenate([codes, found]), return_inverse=True)
-        counts = np.bincount(inverse, np.concatenate([counts, times]), minlength=len(codes)).astype(np.int64)
-    return np.stack(np.divmod(codes, num_videos)), counts, int(begins.sum())
+        found.append((np.minimum(one, other) * num_videos + np.maximum(one, other), share[:-distance][together]))
+        if sum(len(codes) for codes, _ in found[1:]) > max(len(found[0][0]), _LINKS_AT_ONCE):
+            found = [_summed(found)]
+    codes, weights = _summed(found)
+    return np.stack(np.divmod(codes, num_videos)), weights, int(begins.sum())
+
+
+def _summed(found: Sequence[tuple[Integers, Weights]]) -> tuple[Integers, Weights]:
+    """Every code once, with the sum of its weights."""
+    codes, weights = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    codes, inverse = np.unique(codes, return_inverse=True)
+    return codes, np.bincount(inverse, weights, minlength=len(codes)).astype(np.float64, copy=False)
 
 
 def _write_edges(folder: Path, result: Path, num_buckets: int, config: CowatchConfig) -> dict[str, int]:
     """Add up the pairs of each bucket, keep what is heavy enough, and write edges and videos."""
-    part_type = pa.string()
-    schema = pa.schema(
-        [
-            (_FIRST, pa.string()),
-            (_SECOND, pa.string()),
-            (_WEIGHT, pa.int64()),
-            ("part", pa.dictionary(pa.int8(), part_type)),
-        ]
-    )
-    counts = {"pairs": 0, "edges": 0, "weight": 0, "train_edges": 0, "eval_edges": 0, "cross_edges": 0}
+    schema = pa.schema([(_FIRST, pa.string()), (_SECOND, pa.string()), (_WEIGHT, pa.float64())])
+    counts = {"pairs": 0, "edges": 0} | {f"{name}_edges": 0 for name in PARTS}
     degrees: dict[str, int] = {}
-    held_out: dict[str, bool] = {}
+    part: dict[str, int] = {}
     with pq.ParquetWriter(result / EDGES_FILE, schema) as writer:
         for number in progress(range(num_buckets), desc="counting edges", unit="buckets"):
-            table = _read_bucket(folder, "pairs", number)
+            table = read_bucket(folder, "pairs", number)
             if table is None:
                 continue
-            table = table.group_by([_FIRST, _SECOND]).aggregate([(_WEIGHT, "sum")])
-            table = table.select([_FIRST, _SECOND, f"{_WEIGHT}_sum"]).rename_columns([_FIRST, _SECOND, _WEIGHT])
+            # In one thread, and rounded: sums shall not depend on the order of their parts.
+            table = table.group_by([_FIRST, _SECOND], use_threads=False).aggregate([(_WEIGHT, "sum")])
+            weights = pc.round(table[f"{_WEIGHT}_sum"], ndigits=9)
+            table = pa.table([table[_FIRST], table[_SECOND], weights], schema=schema)
             counts["pairs"] += len(table)
             table = table.filter(pc.greater_equal(table[_WEIGHT], config.min_weight))
             table = table.sort_by([(_FIRST, "ascending"), (_SECOND, "ascending")])
             ends = [table[name].to_pylist() for name in (_FIRST, _SECOND)]
-            new = list(dict.fromkeys(id for column in ends for id in column if id not in held_out))
-            held_out.update(zip(new, is_eval(new, config.eval_fraction, config.seed).tolist(), strict=True))
+            new = list(dict.fromkeys(id for column in ends for id in column if id not in part))
+            found = parts_of(new, config.eval_fraction, config.validation_fraction, config.seed)
+            part.update(zip(new, found.tolist(), strict=True))
             for id in (id for column in ends for id in column):
                 degrees[id] = degrees.get(id, 0) + 1
-            sides = [held_out[one] + held_out[other] for one, other in zip(*ends, strict=True)]
-            parts = pa.DictionaryArray.from_arrays(
-                pa.array(sides, pa.int8()), pa.array([TRAIN, CROSS, EVAL], part_type)
-            )
-            writer.write_table(pa.table([*table.columns, parts], schema=schema))
+            writer.write_table(table)
             counts["edges"] += len(table)
-            counts["weight"] += int(pc.sum(table[_WEIGHT]).as_py() or 0)
-            for name, side in (("train_edges", 0), ("cross_edges", 1), ("eval_edges", 2)):
-                counts[name] += sides.count(side)
+            for sides in ({part[one], part[other]} for one, other in zip(*ends, strict=True)):
+                if TRAIN in sides:  # the others serve nothing
+                    counts[f"{PARTS[max(sides)]}_edges"] += 1
     ids = sorted(degrees)
     videos = {
         "id": pa.array(ids, pa.string()),
-        "part": pa.array([EVAL if held_out[id] else TRAIN for id in ids], pa.string()),
+        "part": pa.array([PARTS[part[id]] for id in ids], pa.string()),
         "num_neighbours": pa.array([degrees[id] for id in ids], pa.int64()),
     }
     pq.write_table(pa.table(videos), result / VIDEOS_FILE)
-    num_eval = sum(held_out[id] for id in ids)
-    return counts | {"videos": len(ids), "train_videos": len(ids) - num_eval, "eval_videos": num_eval}
-
-
-class _Buckets:
-    """Arrow stream files, one a bucket, that rows are sorted into by the hash of a column of text."""
-
-    def __init__(self, folder: Path, name: str, count: int) -> None:
-        self.paths = [folder / f"{name}-{number:05d}.arrow" for number in range(count)]
-        self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
-        self._open = ExitStack()
-
-    def __enter__(self) -> _Buckets:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
-
-    def write(self, table: pa.Table, column: str) -> None:
-        """Append each row to the bucket of its key, in order."""
-        if not len(table):
-            return
-        encoded = table[column].combine_chunks().dictionary_encode()
-        of_value = [hash_of(value, _BUCKET_SEED) % len(self.paths) for value in encoded.dictionary.to_pylist()]
-        bucket = np.array(of_value, dtype=np.int64)[encoded.indices.to_numpy()]
-        for number in np.unique(bucket).tolist():
-            if number not in self._writers:
-                self._writers[number] = self._open.enter_context(pa.ipc.new_stream(self.paths[number], table.schema))
-            self._writers[number].write_table(table.filter(pa.array(bucket == number)))
-
-
-def _read_bucket(folder: Path, name: str, number: int) -> pa.Table | None:
-    """A bucket's rows, None where it has none; the file is removed."""
-    path = folder / f"{name}-{number:05d}.arrow"
-    if not path.exists():
-        return None
-    with pa.ipc.open_stream(path) as reader:
-        table = reader.read_all()
-    path.unlink()
-    return table
+    of_part = [part[id] for id in ids]
+    return (
+        counts | {"videos": len(ids)} | {f"{name}_videos": of_part.count(number) for number, name in enumerate(PARTS)}
+    )
 
 
 def feature_ids(source: Path) -> list[str]:
@@ -382,7 +358,8 @@ def main(argv: list[str] | None = None) -> int:
     """`vidsim cowatch`."""
     parser = ArgumentParser(
         prog="vidsim cowatch",
-        description="Make the graph of videos watched one after another, split by video into train and eval.",
+        description="Make the graph of videos watched one after another, its videos split into train, validation "
+        "and eval.",
         epilog="example: vidsim cowatch watches.parquet --out data/cowatch --features runs/emb; ratings: "
         "vidsim cowatch ratings.csv --user userId --video movieId --time timestamp --rating rating --min_rating 4 "
         "--out data/cowatch; a sparse matrix users x videos: vidsim cowatch train.npz --unordered --out data/cowatch",
@@ -402,8 +379,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no_gap", action="store_true", help="no pause ends a session")
     parser.add_argument("--window", type=int, default=defaults.window, help="places apart (default %(default)s)")
     parser.add_argument("--max_session", type=int, default=defaults.max_session, help="with --unordered (%(default)s)")
-    parser.add_argument("--min_weight", type=int, default=defaults.min_weight, help="keep edges of (%(default)s)")
+    parser.add_argument("--min_weight", type=float, default=defaults.min_weight, help="keep edges of (%(default)s)")
+    parser.add_argument(
+        "--weighting",
+        choices=("count", "session"),
+        default=defaults.weighting,
+        help="a link weighs 1, or 1 / (watches of its session - 1) (default %(default)s)",
+    )
     parser.add_argument("--eval_fraction", type=float, default=defaults.eval_fraction, help="default %(default)s")
+    parser.add_argument("--validation_fraction", type=float, default=defaults.validation_fraction, help="%(default)s")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the split (default %(default)s)")
     parser.add_argument("--features", type=Path, help="embeddings, .npy, data set or list of ids that must hold them")
     parser.add_argument("--drop_unknown", action="store_true", help="leave out videos without features")
@@ -422,7 +406,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     config = CowatchConfig(
         gap=None if args.no_gap else args.gap,
-        **{name: getattr(args, name) for name in ("window", "max_session", "min_weight", "eval_fraction", "seed")},
+        **{name: getattr(args, name) for name in ("window", "max_session", "weighting", "min_weight", "seed")},
+        **{name: getattr(args, name) for name in ("eval_fraction", "validation_fraction")},
     )
     known = feature_ids(args.features) if args.features is not None else None
     counts = build_graph(args.sessions, args.out, columns, config, known=known, drop_unknown=args.drop_unknown)[
@@ -432,9 +417,10 @@ def main(argv: list[str] | None = None) -> int:
     if counts["unknown_videos"]:
         print(f"left out: {counts['unknown_videos']:,} videos without features ({counts['unknown_watches']:,} watches)")
     print(
-        f"{counts['pairs']:,} pairs, {counts['edges']:,} edges of weight {config.min_weight} or more: "
-        f"{counts['train_edges']:,} train, {counts['eval_edges']:,} eval, {counts['cross_edges']:,} across"
+        f"{counts['pairs']:,} pairs, {counts['edges']:,} edges of weight {config.min_weight:g} or more: "
+        f"{counts['train_edges']:,} within train, {counts['validation_edges']:,} to validation, "
+        f"{counts['eval_edges']:,} to eval"
     )
-    print(f"{counts['videos']:,} videos: {counts['train_videos']:,} train, {counts['eval_videos']:,} eval")
+    print(f"{counts['videos']:,} videos: " + ", ".join(f"{counts[f'{name}_videos']:,} {name}" for name in PARTS))
     print(f"wrote {args.out}")
     return 0

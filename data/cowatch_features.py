@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from vidsim.common.errors import UserError
 from vidsim.common.progress import progress
-from vidsim.data.cowatch_graph import CowatchGraph, Integers, is_eval
+from vidsim.data.cowatch_graph import Integers
 from vidsim.data.embeddings import positions, read_embeddings, shown
 from vidsim.data.ids import read_ids
 
@@ -25,7 +25,7 @@ class FeatureStreams:
 
     Attributes:
         ids: V ids, in the order of the first stream.
-        arrays: Of each stream float [N_s, D_s], possibly memory-mapped.
+        arrays: Of each stream float [N_s, D_s], possibly memory-mapped, or what reads like one.
         rows: Of each stream int64 [V], where each video stands in its array.
     """
 
@@ -63,12 +63,25 @@ class FeatureStreams:
             result[name] = ((mean + shift[name]).astype(np.float32), np.sqrt(variance).astype(np.float32))
         return result
 
+    def joined(self, training: Integers) -> npt.NDArray[np.float32]:
+        """All videos' features as one vector each, float32 [V, sum of D_s].
+
+        Every dimension is standardised as among the training videos, then every stream brought to length 1.
+        """
+        parts = []
+        for name, (mean, deviation) in self.statistics(training).items():
+            vectors = self.arrays[name][self.rows[name]].astype(np.float32) - mean
+            vectors /= np.where(deviation == 0, np.float32(1), deviation)
+            parts.append(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
+        return np.concatenate(parts, axis=1)
+
 
 def open_features(sources: Mapping[str, str], ids: str | None = None) -> FeatureStreams:
     """Open the streams and check every number.
 
     Args:
-        sources: Stream name to a `.npy` array [V, D] or an embeddings folder or `.parquet`.
+        sources: Stream name to a `.npy` array [V, D], one of frames [V, F, D], of which the means are taken, or an
+            embeddings folder or `.parquet`.
         ids: Text file or data set with the ids of the rows of `.npy` arrays; None: row numbers are the ids.
 
     Raises:
@@ -98,7 +111,29 @@ def open_features(sources: Mapping[str, str], ids: str | None = None) -> Feature
     return FeatureStreams(order, arrays, rows)
 
 
-def _open(path: Path, row_ids: list[str] | None) -> tuple[list[str], npt.NDArray[Any]]:
+class _FrameMeans:
+    """An array [N, F, D] on the disk, read as the means over its frames, float32 [N, D]."""
+
+    def __init__(self, frames: npt.NDArray[Any]) -> None:
+        """Keep the array."""
+        self._frames = frames
+        self.shape = (frames.shape[0], frames.shape[2])
+
+    def __len__(self) -> int:
+        """N."""
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[np.float32]:
+        """Means of some rows, some hundred at a time."""
+        chosen = np.arange(len(self))[rows]
+        means = np.empty((len(chosen), self.shape[1]), dtype=np.float32)
+        for start in range(0, len(chosen), 256):
+            part = chosen[start : start + 256]
+            means[start : start + 256] = self._frames[part].mean(axis=1, dtype=np.float32)
+        return means
+
+
+def _open(path: Path, row_ids: list[str] | None) -> tuple[list[str], Any]:
     if path.suffix != ".npy":
         embeddings = read_embeddings(path)
         return embeddings.ids, embeddings.vectors
@@ -106,11 +141,12 @@ def _open(path: Path, row_ids: list[str] | None) -> tuple[list[str], npt.NDArray
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"is not a readable array ({error})", file=path) from None
-    if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating) or 0 in array.shape:
-        raise UserError(f"must be floats [videos, width], is {array.dtype} {list(array.shape)}", file=path)
+    if array.ndim not in (2, 3) or not np.issubdtype(array.dtype, np.floating) or 0 in array.shape:
+        what = f"must be floats [videos, width] or [videos, frames, width], is {array.dtype} {list(array.shape)}"
+        raise UserError(what, file=path)
     if row_ids is not None and len(row_ids) != len(array):
         raise UserError(f"has {len(array):,} rows, but there are {len(row_ids):,} ids", file=path)
-    return row_ids or [str(row) for row in range(len(array))], array
+    return row_ids or [str(row) for row in range(len(array))], array if array.ndim == 2 else _FrameMeans(array)
 
 
 def _check_finite(array: npt.NDArray[Any], ids: list[str], path: Path, name: str) -> None:
@@ -119,24 +155,3 @@ def _check_finite(array: npt.NDArray[Any], ids: list[str], path: Path, name: str
         if len(bad):
             row = start + int(bad[0])
             raise UserError(f"the vector of video {ids[row]} holds NaN or infinity", file=path, record=row)
-
-
-def on_features(graph: CowatchGraph, features: FeatureStreams) -> CowatchGraph:
-    """The graph over all videos that have features, numbered as they are there.
-
-    Videos without an edge fall into train or eval by the graph's own rule.
-
-    Raises:
-        UserError: A video of the graph has no features; how many, and the first five.
-    """
-    numbers = positions(graph.ids, features.ids)
-    missing = [graph.ids[i] for i in np.flatnonzero(numbers < 0).tolist()]
-    if missing:
-        what = f"{len(missing):,} of its {len(graph.ids):,} videos have no features: {shown(missing)}"
-        fix = "add their features, or make the graph with `vidsim cowatch --features ... --drop_unknown`"
-        raise UserError(what, file=graph.name, fix=fix)
-    settings = graph.manifest["settings"]
-    held_out = is_eval(features.ids, settings["eval_fraction"], settings["seed"])
-    if (held_out[numbers] != graph.is_eval).any():
-        raise UserError("the parts of its videos do not follow from its own settings", file=graph.name)
-    return CowatchGraph(features.ids, held_out, numbers[graph.edges], graph.weights, graph.manifest, graph.name)

@@ -1,8 +1,10 @@
-"""The graph of videos watched one after another, split by video into train and eval.
+"""The graph of videos watched one after another, its videos split into train, validation and eval.
 
-A graph folder holds `edges.parquet` (`video1 < video2: string`, `weight: int64`, `part`), `videos.parquet` (`id`,
-`part`, `num_neighbours: int64`) and, written last, `cowatch.json`. The part of a video is a function of its id and a
-seed: it stays the same when the graph is made anew from more sessions, and needs no list.
+A graph folder holds `edges.parquet` (`video1 < video2: string`, `weight: double`), `videos.parquet` (`id`, `part`,
+`num_neighbours: int64`) and, written last, `cowatch.json`. The part of a video is a function of its id and a seed: it
+stays the same when the graph is made anew from more sessions, and needs no list. An edge is trained on if both of its
+videos are in train; a checkpoint is chosen by the edges between train and validation and reported on those between
+train and eval.
 """
 
 from __future__ import annotations
@@ -15,17 +17,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vidsim.common.errors import UserError
 from vidsim.common.files import read_json, sha256_file
-from vidsim.data.embeddings import positions
+from vidsim.data.embeddings import positions, shown
 
 EDGES_FILE, VIDEOS_FILE, INDEX_FILE = "edges.parquet", "videos.parquet", "cowatch.json"
-FORMAT_VERSION = 1
-TRAIN, EVAL, CROSS = "train", "eval", "cross"
+FORMAT_VERSION = 2
+PARTS = ("train", "validation", "eval")
+TRAIN, VALIDATION, EVAL = range(3)
 Integers = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
 
 
 def hash_of(text: str, seed: int) -> int:
@@ -33,10 +36,12 @@ def hash_of(text: str, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, salt=seed.to_bytes(8, "little")).digest())
 
 
-def is_eval(ids: Iterable[str], eval_fraction: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Which videos are held out for evaluation, bool [N]; each by itself with probability `eval_fraction`."""
-    limit = int(eval_fraction * 2**64)
-    return np.array([hash_of(id, seed) < limit for id in ids], dtype=bool)
+def parts_of(ids: Iterable[str], eval_fraction: float, validation_fraction: float, seed: int) -> npt.NDArray[np.int8]:
+    """The part of each video, int8 [N]; each is drawn by itself, with these probabilities."""
+    eval_limit, limit = (int(share * 2**64) for share in (eval_fraction, eval_fraction + validation_fraction))
+    hashes = (hash_of(id, seed) for id in ids)
+    parts = [EVAL if one < eval_limit else VALIDATION if one < limit else TRAIN for one in hashes]
+    return np.array(parts, dtype=np.int8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,23 +50,23 @@ class CowatchGraph:
 
     Attributes:
         ids: V ids.
-        is_eval: bool [V], held out for evaluation.
+        part: int8 [V], `TRAIN`, `VALIDATION` or `EVAL`.
         edges: int64 [2, E], numbers of videos; every undirected edge once.
-        weights: int64 [E], how often the two were watched one after the other.
+        weights: float64 [E], how often the two were watched one after the other.
         manifest: `cowatch.json`.
         name: Where it came from, for messages.
     """
 
     ids: list[str]
-    is_eval: npt.NDArray[np.bool_]
+    part: npt.NDArray[np.int8]
     edges: Integers
-    weights: Integers
+    weights: Weights
     manifest: dict[str, Any]
     name: str = "co-watch graph"
 
     def training_edges(self) -> Integers:
         """Positions of the edges whose videos are both in the training part."""
-        return np.flatnonzero(~self.is_eval[self.edges].any(axis=0))
+        return np.flatnonzero((self.part[self.edges] == TRAIN).all(axis=0))
 
     def neighbours(self, edges: Integers | None = None) -> Neighbours:
         """Who is next to whom, over these edges (positions) or all."""
@@ -77,15 +82,15 @@ class Neighbours:
     Attributes:
         starts: int64 [V + 1].
         videos: int64 [2E], neighbours of video v at `starts[v] : starts[v + 1]`, ascending.
-        weights: int64 [2E].
+        weights: float64 [2E].
     """
 
     starts: Integers
     videos: Integers
-    weights: Integers
+    weights: Weights
 
     @classmethod
-    def of(cls, edges: Integers, weights: Integers, num_videos: int) -> Neighbours:
+    def of(cls, edges: Integers, weights: Weights, num_videos: int) -> Neighbours:
         """Sort edges int64 [2, E] into rows."""
         source = np.concatenate([edges[0], edges[1]])
         target = np.concatenate([edges[1], edges[0]])
@@ -126,8 +131,9 @@ def _ranges(starts: Integers, counts: Integers) -> Integers:
 def triplets_of(graph: CowatchGraph, edges: Integers, epoch: int, seed: int) -> Integers:
     """Training triplets of an epoch: one an edge, its direction and its random negative drawn anew.
 
-    A negative is any training video that is not the anchor or the positive; the graph's own neighbours are masked
-    where negatives are mined, not here.
+    A negative is any training video that is not the anchor or the positive, with an edge or without: what nobody
+    watches with anything is a candidate in a search, too. The graph's own neighbours are masked where negatives are
+    mined, not here.
 
     Args:
         graph: The graph.
@@ -139,12 +145,12 @@ def triplets_of(graph: CowatchGraph, edges: Integers, epoch: int, seed: int) -> 
         int64 [3, N]: anchor, positive, negative; video numbers, all of the training part.
 
     Raises:
-        ValueError: An edge that touches an eval video, or fewer than three training videos.
+        ValueError: An edge that touches a held-out video, or fewer than three training videos.
     """
     pairs = graph.edges[:, edges]
-    if graph.is_eval[pairs].any():
-        raise ValueError("an edge of the eval part cannot be trained on")
-    pool = np.unique(graph.edges[:, graph.training_edges()])
+    if (graph.part[pairs] != TRAIN).any():
+        raise ValueError("an edge of a held-out video cannot be trained on")
+    pool = np.flatnonzero(graph.part == TRAIN)
     if len(pool) < 3:
         raise ValueError("a triplet needs three training videos")
     generator = np.random.default_rng([seed, epoch])
@@ -178,5 +184,26 @@ def read_graph(folder: str | Path) -> CowatchGraph:
     videos, edges = pq.read_table(folder / VIDEOS_FILE), pq.read_table(folder / EDGES_FILE)
     ids: list[str] = videos["id"].to_pylist()
     ends = [positions(edges[name].to_pylist(), ids) for name in ("video1", "video2")]
-    part = np.array(videos["part"].cast(pa.string()).to_pylist(), dtype=object)
-    return CowatchGraph(ids, part == EVAL, np.stack(ends), edges["weight"].to_numpy(), manifest, str(folder))
+    part = np.array([PARTS.index(name) for name in videos["part"].to_pylist()], dtype=np.int8)
+    return CowatchGraph(ids, part, np.stack(ends), edges["weight"].to_numpy(), manifest, str(folder))
+
+
+def on_videos(graph: CowatchGraph, ids: list[str]) -> CowatchGraph:
+    """The graph over all videos that have features, numbered in their order.
+
+    Videos without an edge fall into the parts by the graph's own rule.
+
+    Raises:
+        UserError: A video of the graph has no features; how many, and the first five.
+    """
+    numbers = positions(graph.ids, ids)
+    missing = [graph.ids[i] for i in np.flatnonzero(numbers < 0).tolist()]
+    if missing:
+        what = f"{len(missing):,} of its {len(graph.ids):,} videos have no features: {shown(missing)}"
+        fix = "add their features, or make the graph with `vidsim cowatch --features ... --drop_unknown`"
+        raise UserError(what, file=graph.name, fix=fix)
+    settings = graph.manifest["settings"]
+    part = parts_of(ids, settings["eval_fraction"], settings["validation_fraction"], settings["seed"])
+    if (part[numbers] != graph.part).any():
+        raise UserError("the parts of its videos do not follow from its own settings", file=graph.name)
+    return CowatchGraph(ids, part, numbers[graph.edges], graph.weights, graph.manifest, graph.name)

@@ -104,10 +104,13 @@ class TagVocabulary:
         Raises:
             UserError: No tag is frequent enough.
         """
-        _check_size(size)
         column = videos.column(schema.TAGS)
-        if rows is not None:
-            column = column.take(pa.array(rows))
+        return cls.count(column if rows is None else column.take(pa.array(rows)), size, min_count, place=videos.place)
+
+    @classmethod
+    def count(cls, column: pa.ChunkedArray, size: int | None, min_count: int, *, place: str) -> TagVocabulary:
+        """Take the most frequent tags of a column list<string>; `place` is where it is from. See `build`."""
+        _check_size(size)
         flat = pa.chunked_array([chunk.flatten() for chunk in column.chunks], pa.string())
         found = pc.value_counts(flat)
         table = pa.table({"tag": found.field("values"), "count": found.field("counts")})
@@ -116,7 +119,7 @@ class TagVocabulary:
         if not len(table):
             raise UserError(
                 f"no tag occurs {min_count} times or more" if len(flat) else "the videos have no tags",
-                file=videos.place,
+                file=place,
                 field=schema.TAGS,
                 fix=("lower the least count, or " if len(flat) else "") + "train without tag classification",
             )

@@ -12,8 +12,6 @@ import os
 import sys
 import warnings
 from datetime import timedelta
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -27,6 +25,7 @@ from accelerate.utils import (
 )
 
 from vidsim.common.errors import UserError
+from vidsim.engine.installed import package_path, version_of
 
 Precision = Literal["fp32", "tf32", "bf16"]
 _WORLD_SIZE_VARIABLES = (
@@ -36,11 +35,12 @@ _WORLD_SIZE_VARIABLES = (
     "MV2_COMM_WORLD_SIZE",
     "SLURM_STEP_NUM_TASKS",
 )
+_OUR_FILES = "launch with one of the files in launch/accelerate (accelerate launch --config_file ...)"
 _FOREIGN_BACKENDS = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+    "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed", _OUR_FILES),
+    "ACCELERATE_USE_FSDP": ("its FSDP plugin", f"{_OUR_FILES} and --loop.sharded true"),
+    "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", _OUR_FILES),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": ("a parallelism config", _OUR_FILES),
 }
 
 
@@ -119,19 +119,6 @@ def banner_lines(accelerator: Accelerator) -> list[str]:
     ]
 
 
-def package_path() -> Path:
-    """Folder that holds the rooms of the vidsim that is running."""
-    return Path(__file__).resolve().parent.parent
-
-
-def version_of(package: str) -> str | None:
-    """Installed version of a distribution; None where it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _is_on(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in ("1", "true", "yes", "y", "t", "on")
 
@@ -149,12 +136,10 @@ def _check_precision(precision: str) -> None:
 
 
 def _check_environment() -> None:
-    for variable, name in _FOREIGN_BACKENDS.items():
+    for variable, (name, fix) in _FOREIGN_BACKENDS.items():
         if _is_on(variable):
             raise UserError(
-                f"the accelerate configuration asks for {name}, which vidsim does not support",
-                field=variable,
-                fix="launch with one of the files in launch/accelerate (accelerate launch --config_file ...)",
+                f"the accelerate configuration asks for {name}, which vidsim does not support", field=variable, fix=fix
             )
 
 

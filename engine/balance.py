@@ -54,10 +54,14 @@ class LossBalancer:
         self.shared = [parameter for parameter in shared if parameter.requires_grad]
         self.norms: dict[str, float] = {}
 
+    @property
+    def measures(self) -> bool:
+        """Whether the norms are ever measured."""
+        return self.config.mode == "gradient_norm" or self.config.log
+
     def is_due(self, step: int) -> bool:
         """Whether the norms are measured in this step."""
-        wanted = self.config.mode == "gradient_norm" or self.config.log
-        return wanted and step % self.config.every_steps == 0
+        return self.measures and step % self.config.every_steps == 0
 
     def measure(self, losses: Mapping[str, torch.Tensor]) -> None:
         """Update the running norms from one micro-batch. Collective: call on every rank.

@@ -10,12 +10,10 @@ run to the bit.
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -23,12 +21,13 @@ from accelerate import Accelerator
 from torch import nn
 
 from vidsim.common.errors import UserError
-from vidsim.engine import checkpoint, schedule
+from vidsim.engine import checkpoint, schedule, sharding
 from vidsim.engine.adversarial import FgmConfig, attacked
 from vidsim.engine.balance import LossBalancer
 from vidsim.engine.ema import ExponentialMovingAverage
 from vidsim.engine.reporting import Reporter
 from vidsim.engine.seeding import seed_step
+from vidsim.engine.stopping import stop_flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +61,8 @@ class LoopConfig:
     third more time."""
     compile: bool = False
     """Compile the encoder's layers with torch.compile, which takes a C++ compiler and some minutes at first."""
+    sharded: bool = False
+    """Split parameters, gradients and moments over the processes (FSDP2), for models that do not fit one device."""
 
     def validate(self) -> None:
         """Refuse counts that are too small, and a clipping norm that would stop or turn round the training."""
@@ -175,9 +176,22 @@ class Trainer:
         fgm: FgmConfig | None = None,
     ) -> None:
         """Wrap the module for this number of processes."""
+        if config.sharded:
+            sharding.check_sharding(
+                module,
+                accelerator.num_processes,
+                {
+                    "loop.compile": config.compile,
+                    "ema": ema is not None,
+                    "fgm": fgm is not None,
+                    "balance": balancer.measures,
+                },
+            )
         self.accelerator = accelerator
         self.module = module
-        self.wrapped: Any = accelerator.prepare_model(module)
+        self.wrapped: Any = (
+            sharding.shard(module, optimizer, accelerator) if config.sharded else accelerator.prepare_model(module)
+        )
         self.optimizer = optimizer
         self.balancer = balancer
         self.config = config
@@ -188,6 +202,8 @@ class Trainer:
         self.ema = ema
         self.fgm = fgm
         self.progress = Progress()
+        if config.sharded:
+            reporter.note([sharding.describe(module)])
 
     def resume(self) -> bool:
         """Load the newest valid checkpoint, if there is one. Collective."""
@@ -209,18 +225,21 @@ class Trainer:
 
     def save(self, *, is_best: bool) -> None:
         """Write a checkpoint on the first process; the others wait. Collective."""
-        if self.accelerator.is_main_process:
-            checkpoint.save_checkpoint(
-                self.checkpoints,
-                self.progress.step,
-                module=self.module,
-                optimizer=self.optimizer,
-                ema=self.ema,
-                state={"progress": vars(self.progress), "balance": self.balancer.state()},
-                export=lambda folder: self.hooks.export(folder, self.progress.metrics or {}),
-                is_best=is_best,
-                keep=self.config.keep_checkpoints,
-            )
+        is_main_process = self.accelerator.is_main_process
+        gathered = sharding.gathered(self.module, self.optimizer, is_main_process=is_main_process)
+        with gathered if self.config.sharded else contextlib.nullcontext():
+            if is_main_process:
+                checkpoint.save_checkpoint(
+                    self.checkpoints,
+                    self.progress.step,
+                    module=self.module,
+                    optimizer=self.optimizer,
+                    ema=self.ema,
+                    state={"progress": vars(self.progress), "balance": self.balancer.state()},
+                    export=lambda folder: self.hooks.export(folder, self.progress.metrics or {}),
+                    is_best=is_best,
+                    keep=self.config.keep_checkpoints,
+                )
         self.accelerator.wait_for_everyone()
 
     def evaluate(self) -> bool:
@@ -286,7 +305,7 @@ class Trainer:
         losses, weights = self.backward(progress.step, batches)
         limit = self.config.max_grad_norm
         parameters = list(self.module.parameters())
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = sharding.whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         values = [*losses.values(), norm.to(next(iter(losses.values())).device)]
         *loss_values, grad_norm = torch.stack(values).double().tolist()
         if not all(map(_is_finite, [*loss_values, grad_norm])):
@@ -357,24 +376,6 @@ def _num_rows(batches: Sequence[dict[str, Any]], config: LoopConfig) -> int:
     return sum(len(batch["row_ids"]) for batch in batches)
 
 
-@contextlib.contextmanager
-def _stop_flag() -> Iterator[list[bool]]:
-    """A flag that the first Ctrl-C or SIGTERM sets; the second Ctrl-C interrupts at once."""
-    flag: list[bool] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if flag and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        flag.append(True)
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield flag
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def train(
     trainer: Trainer, stages: Sequence[Stage], to_device: Callable[[dict[str, Any], torch.device], Any]
 ) -> TrainResult:
@@ -400,7 +401,7 @@ def train(
 
     logged_at, num_examples = time.monotonic(), 0
     stop = False
-    with _stop_flag() as flag:
+    with stop_flag() as flag:
         for stage, end in zip(stages, ends, strict=True):
             start = end - stage.num_steps
             if stop or progress.step >= min(end, last_step):

@@ -19,8 +19,7 @@ import yaml
 
 from vidsim.common.errors import UserError
 from vidsim.common.files import atomic_path, read_json, write_json
-from vidsim.engine import checkpoint
-from vidsim.engine.accelerator import package_path, version_of
+from vidsim.engine.installed import package_path, version_of
 
 CONFIG, ENVIRONMENT, METRICS, CHECKPOINTS, REPORT = (
     "config.yaml",
@@ -136,8 +135,10 @@ class RunFolder:
         self.close()
 
     def _open(self, resume: bool, world_size: int, device: str) -> None:
+        from vidsim.engine.checkpoint import tidy  # needs torch, which `vidsim report` does not
+
         config_file, environment_file = self.path / CONFIG, self.path / ENVIRONMENT
-        checkpoint.tidy(self.checkpoints)
+        tidy(self.checkpoints)
         self.is_resumed = self.checkpoints.is_dir() and any(self.checkpoints.glob("step_*"))
         earlier: list[dict[str, Any]] = []
         if self.is_resumed:

@@ -18,6 +18,7 @@ from torch import nn
 from vidsim.common.errors import UserError
 from vidsim.common.files import read_json
 from vidsim.engine.ema import ExponentialMovingAverage
+from vidsim.engine.sharding import part_of
 
 _FORMAT = 1
 MODULE_FILE, OPTIMIZER_FILE, EMA_FILE, STATE_FILE = (
@@ -94,7 +95,7 @@ def read_training_state(
         ema.load_state_dict(averages)
     with torch.no_grad():
         for name, tensor in tensors.items():
-            expected[name].copy_(tensor)
+            expected[name].copy_(part_of(tensor, expected[name]))
     optimizer.load_state_dict(optimizer_state)
     return content["state"]
 
@@ -194,7 +195,8 @@ def _read_optimizer(
 
 def _laid_out_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     # A fused optimizer walks through parameter and state side by side in memory, whatever their strides say.
-    return torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    part = part_of(tensor, parameter)
+    return torch.empty_like(parameter, dtype=part.dtype, device=part.device).copy_(part)
 
 
 def _write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from vidsim.common.errors import UserError
 from vidsim.engine.ema import EmaConfig
@@ -19,8 +20,14 @@ class CowatchConfig(SessionConfig):
 
     graph: str
     """Folder of the graph, from `vidsim cowatch`."""
-    features: dict[str, str]
-    """Name of each stream and its features: a .npy array or embeddings."""
+    features: dict[str, str] = field(default_factory=dict)
+    """Name of each stream and its features: a .npy array or embeddings; towers over them are trained."""
+    videos: list[str] = field(default_factory=list)
+    """Instead of features: data set folders; the encoder of `init_from` is trained on them from end to end."""
+    init_from: str | None = None
+    """Checkpoint folder, or a run folder whose best checkpoint is taken; with `videos`."""
+    projection: Literal["keep", "principal"] = "keep"
+    """How the encoder's projection starts, as in `vidsim finetune`."""
     ids: str | None = None
     """Ids of the rows of .npy arrays, one on each line; null: row numbers."""
     output_dir: str = "runs/finetune/cowatch"
@@ -36,7 +43,7 @@ class CowatchConfig(SessionConfig):
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-3, head_learning_rate=1e-3)
     )
-    """AdamW; only `learning_rate` counts, there are no heads."""
+    """AdamW; of towers only `learning_rate` counts, they have no heads."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Learning rate over the steps."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(micro_batch_size=7200, eval_batch_size=4096))
@@ -53,8 +60,11 @@ class CowatchConfig(SessionConfig):
         for part in (self.task, self.optimizer, self.schedule, self.loop):
             part.validate()
         self.validate_session()
-        if not self.features:
-            raise UserError("no stream is given", field="features", fix="name at least one, as {visual: features.npy}")
+        if bool(self.features) == bool(self.videos):
+            what = "no stream is given" if not self.features else "features and videos exclude each other"
+            raise UserError(what, field="features", fix="name streams, as {visual: features.npy}, or else data sets")
+        if bool(self.videos) != (self.init_from is not None):
+            raise UserError("videos and init_from go together", field="init_from", fix="set both or none")
         if not self.num_epochs > 0:
             raise UserError(f"{self.num_epochs} is not above 0", field="num_epochs")
         for name, least in (("k", 1), ("max_queries", 1)):

@@ -11,9 +11,9 @@ from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
 from vidsim.common.files import sha256_file
 from vidsim.common.progress import progress
-from vidsim.data.cowatch_features import open_features
 from vidsim.data.embeddings import EmbeddingWriter
 from vidsim.engine.source import checkpoint_of
+from vidsim.finetune.streams import open_streams, stream_options
 from vidsim.modeling.towers import WEIGHTS_FILE, FusionTowers
 
 
@@ -38,14 +38,7 @@ def embed_features(model: Path, sources: dict[str, str], ids: str | None, out: P
         towers = FusionTowers.load(folder).eval()
     except ValueError as error:
         raise UserError(str(error), file=model, fix="name a run of `vidsim finetune-cowatch`") from error
-    wanted = towers.config.streams
-    if sources.keys() != wanted.keys():
-        what = f"the model reads {', '.join(sorted(wanted))}, given are {', '.join(sorted(sources)) or 'none'}"
-        raise UserError(what, field="--features")
-    features = open_features(sources, ids)
-    for name, dim in features.dims.items():
-        if dim != wanted[name]:
-            raise UserError(f"has width {dim}, the model was trained on {wanted[name]}", file=sources[name], field=name)
+    features = open_streams(sources, ids, towers.config.streams)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     towers = towers.to(device)
     paths = {name: Path(source) for name, source in sources.items()}
@@ -79,12 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         raise UserError(f"{args.batch_size} is below 1", field="--batch_size")
-    sources: dict[str, str] = {}
-    for word in args.features:
-        name, equals, path = word.partition("=")
-        if not (name and equals and path) or name in sources:
-            raise UserError(f"{word!r} is not NAME=PATH, each name once", field="--features")
-        sources[name] = path
+    sources = stream_options(args.features)
     count = embed_features(args.model, sources, args.ids, args.out, batch_size=args.batch_size)
     print(f"wrote {args.out}: {count:,} embeddings")
     return 0

@@ -92,13 +92,14 @@ def markdown(title: str, rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def dot_plot(title: str, rows: Sequence[Row], baseline: str) -> str:
+def dot_plot(title: str, rows: Sequence[Row], baseline: str, x_label: str = "test Spearman") -> str:
     """A dot a seed, a bar from mean - sd to mean + sd, the baseline's mean as a line, as a complete SVG file.
 
     Args:
         title: Above the plot.
         rows: Variants; those without a finished cell have an empty line.
         baseline: Name of the row whose mean is the line.
+        x_label: Under the horizontal axis.
     """
     found = [score for row in rows for score in row.scores.values()]
     if not found:
@@ -123,7 +124,7 @@ def dot_plot(title: str, rows: Sequence[Row], baseline: str) -> str:
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>')
         parts.append(f'<text class="soft" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{mark:g}</text>')
     middle = left + _PLOT / 2
-    parts.append(f'<text class="soft" x="{middle:.1f}" y="{bottom + 38}" text-anchor="middle">test Spearman</text>')
+    parts.append(f'<text class="soft" x="{middle:.1f}" y="{bottom + 38}" text-anchor="middle">{escape(x_label)}</text>')
     for number, row in enumerate(rows):
         parts += _plot_row(row, top + _ROW * (number + 0.5), left, x_of)
         if row.name == baseline and row.scores:

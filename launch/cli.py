@@ -6,8 +6,11 @@ torch start at once.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import gc
 import sys
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
 from vidsim.common.entry import run_entry
@@ -26,6 +29,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "pretrain": "pretrain the encoder on unlabelled videos",
         "finetune": "finetune a checkpoint on labelled pairs",
         "finetune-cowatch": "learn an embedding of given features from what is watched together",
+        "finetune-annotation": "learn to tag videos from given features",
         "embed": "write the embeddings of a data set with a checkpoint",
         "embed-features": "write the embeddings of given features with what finetune-cowatch learned",
         "ablate": "compare variants of a recipe over several seeds",
@@ -37,7 +41,12 @@ COMMANDS: dict[str, dict[str, str]] = {
         "submit": "write the competition's result.zip from embeddings",
         "index": "make an index for fast search in many videos",
         "search": "the videos most like a given one",
+        "search-video": "the videos most like new ones, from their files",
         "related": "the most similar videos of every video, as a table",
+        "tag": "the most probable tags of videos, with what finetune-annotation learned",
+        "evaluate": "how well embeddings find videos that are watched together",
+        "recommend": "what users may like, from what they have watched",
+        "factors": "embeddings from who watched what, to recommend by",
     },
     "All of it": {
         "demo": "run the whole path on the bundled sample",
@@ -68,6 +77,18 @@ def dispatch(argv: list[str] | None) -> int:
         case "-V" | "--version":
             print(f"vidsim {version('vidsim')}")
             return 0
+    with _garbage_collection_paused():
+        command = command_of(name)
+    return command(words[1:])
+
+
+def command_of(name: str) -> Callable[[list[str] | None], int]:
+    """Import a command; returns its `main`.
+
+    Raises:
+        UserError: There is no such command; names the closest one.
+    """
+    match name:
         case "convert":
             from vidsim.data.convert.run import main as command
         case "generate":
@@ -86,6 +107,8 @@ def dispatch(argv: list[str] | None) -> int:
             from vidsim.finetune.run import main as command
         case "finetune-cowatch":
             from vidsim.finetune.cowatch import main as command
+        case "finetune-annotation":
+            from vidsim.finetune.annotation import main as command
         case "embed":
             from vidsim.finetune.embed import main as command
         case "embed-features":
@@ -104,20 +127,41 @@ def dispatch(argv: list[str] | None) -> int:
             from vidsim.retrieval.build import main as command
         case "search":
             from vidsim.retrieval.search import main as command
+        case "search-video":
+            from vidsim.launch.search_video import main as command
         case "related":
             from vidsim.retrieval.related import main as command
+        case "evaluate":
+            from vidsim.retrieval.evaluate import main as command
+        case "recommend":
+            from vidsim.retrieval.recommend import main as command
+        case "factors":
+            from vidsim.retrieval.recommend_factors import main as command
+        case "tag":
+            from vidsim.finetune.annotation_tag import main as command
         case "demo":
             from vidsim.launch.demo import main as command
         case _:
             raise unknown_command(name)
-    return command(words[1:])
+    return command
+
+
+@contextlib.contextmanager
+def _garbage_collection_paused() -> Iterator[None]:
+    """Imports make a million objects that stay: going through them again and again is a quarter of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # or the first collection afterwards would go through them after all
+        gc.enable()
 
 
 def usage() -> str:
     """The help page: every command with its line, by stage."""
     lines = ["usage: vidsim COMMAND [options]      vidsim COMMAND --help explains one command", ""]
     for stage, commands in COMMANDS.items():
-        lines += [stage, *(f"  {name:<16} {text}" for name, text in commands.items()), ""]
+        lines += [stage, *(f"  {name:<19} {text}" for name, text in commands.items()), ""]
     lines += [
         "Options",
         "  --debug    show the traceback behind an error line; works with every command",

@@ -12,7 +12,6 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 LabelKind = Literal["raw", "rank", "quantile"]
 _NUM_QUANTILES = 100
@@ -95,6 +94,8 @@ def fit_label_transform(kind: LabelKind, labels: ArrayLike) -> LabelTransform:
     if len(known) < 2:
         raise ValueError(f"a {kind} target needs at least 2 different labels, there are {len(known)}")
     if kind == "rank":
+        from scipy.stats import rankdata  # half a second to import
+
         ranks = rankdata(values, method="average")[first]
         targets = (ranks - ranks[0]) / (ranks[-1] - ranks[0])
         return _transform(kind, known, targets)

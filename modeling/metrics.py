@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 
 def spearman(predictions: ArrayLike, labels: ArrayLike) -> float:
@@ -23,6 +22,8 @@ def spearman(predictions: ArrayLike, labels: ArrayLike) -> float:
     Raises:
         ValueError: Lengths differ, fewer than 2 values, a value is not finite, or one side is constant.
     """
+    from scipy.stats import rankdata  # half a second to import, which nothing before the first evaluation waits for
+
     first, second = _checked(predictions, labels)
     return _correlation(rankdata(first), rankdata(second))
 

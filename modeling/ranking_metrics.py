@@ -1,10 +1,11 @@
-"""How good rankings are: NDCG@k, average precision, recall@k, reciprocal rank. numpy only, one value per query.
+"""How good rankings are: NDCG@k, average precision, recall@k. numpy only, one value per query.
 
 Every metric takes what was found (`ranked`: float [Q, K], the relevance of the items in the order in which they
 were found) and what there was to find (`ideal`: float [Q, M], the relevances of all relevant items of each query in
-any order, filled up with 0). `ranked_by_scores` and `ranked_by_rows` make them. An item is relevant if its
+any order, filled up with 0). `ranked_by_scores` and `ranked_by_rows` make them; `metrics_of_vectors` goes all the way
+from embeddings, a block of queries at a time. An item is relevant if its
 relevance is above 0; for another threshold give `ranked >= 4`, `ideal >= 4`. The mean over queries is the
-usual figure (MAP, MRR); the values themselves are for intervals and paired comparisons.
+usual figure (MAP); the values themselves are for intervals and paired comparisons.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from vidsim.common.errors import UserError
 
 Float64 = npt.NDArray[np.float64]
 Gain = Literal["exponential", "linear"]
+_SCORES_AT_ONCE = 2**21
 
 
 def ranked_by_scores(scores: npt.ArrayLike, relevance: npt.ArrayLike) -> Float64:
@@ -69,6 +71,60 @@ def ranked_by_rows(rows: npt.ArrayLike, relevant: Sequence[Mapping[int, float]])
         ranked[query] = [truth.get(row, 0.0) if row >= 0 else 0.0 for row in listed]
         ideal[query, : len(truth)] = list(truth.values())
     return ranked, ideal
+
+
+def metrics_of_vectors(
+    queries: npt.NDArray[np.float32],
+    candidates: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.int64],
+    columns: npt.NDArray[np.int64],
+    k: int,
+) -> dict[str, Float64]:
+    """NDCG@k, recall@k and average precision (over the whole list) of each query, by dot products.
+
+    Equal scores count against the model: among them the irrelevant come first. Memory does not grow with the number
+    of queries.
+
+    Args:
+        queries: float32 [Q, E].
+        candidates: float32 [C, E].
+        rows: int64 [M], ascending; positions of queries. Every query occurs.
+        columns: int64 [M], positions of candidates; what is relevant to the query, all alike.
+        k: At least 1.
+
+    Returns:
+        `ndcg@k`, `recall@k` and `map`, each float64 [Q] in [0, 1].
+
+    Raises:
+        UserError: A score is not finite, a query without relevant candidate, k < 1.
+    """
+    result: dict[str, list[Float64]] = {f"ndcg@{k}": [], f"recall@{k}": [], "map": []}
+    block = max(_SCORES_AT_ONCE // max(len(candidates), 1), 1)
+    for start in range(0, len(queries), block):
+        scores = queries[start : start + block] @ candidates.T
+        if not np.isfinite(scores).all():
+            raise UserError("a score is not finite")
+        first, last = np.searchsorted(rows, [start, start + len(scores)])
+        ranked, ideal = _ranked_sparse(scores, rows[first:last] - start, columns[first:last])
+        result[f"ndcg@{k}"].append(ndcg_at_k(ranked, ideal, k, gain="linear"))
+        result[f"recall@{k}"].append(recall_at_k(ranked, ideal, k))
+        result["map"].append(average_precision(ranked, ideal))
+    return {name: np.concatenate(values) for name, values in result.items()}
+
+
+def _ranked_sparse(
+    scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """`ranked_by_scores` and `ideal` where few of many items are relevant: only their places are worked out."""
+    counts = np.bincount(rows, minlength=len(scores))
+    ranked = np.zeros(scores.shape, dtype=bool)
+    ends = np.cumsum(counts)
+    for query, (row, start, end) in enumerate(zip(np.sort(scores, axis=1), ends - counts, ends, strict=True)):
+        hits = np.sort(scores[query, columns[start:end]])
+        # Behind it, and level with it but relevant, or behind: all the others stand before it.
+        level = np.arange(len(hits)) - np.searchsorted(hits, hits)
+        ranked[query, len(row) - 1 - np.searchsorted(row, hits) - level] = True
+    return ranked, np.arange(counts.max(initial=0)) < counts[:, None]
 
 
 def ndcg_at_k(ranked: npt.ArrayLike, ideal: npt.ArrayLike, k: int, *, gain: Gain) -> Float64:
@@ -130,21 +186,6 @@ def recall_at_k(ranked: npt.ArrayLike, ideal: npt.ArrayLike, k: int) -> Float64:
     """
     found, truth = _checked(ranked, ideal, k)
     return (found[:, :k] > 0).sum(axis=1) / (truth > 0).sum(axis=1)
-
-
-def reciprocal_rank(ranked: npt.ArrayLike, ideal: npt.ArrayLike) -> Float64:
-    """1 / rank of the first relevant item, 0 if none was found.
-
-    Args:
-        ranked: float or bool [Q, K].
-        ideal: float or bool [Q, M].
-
-    Raises:
-        UserError: As `ndcg_at_k`.
-    """
-    found, _ = _checked(ranked, ideal, None)
-    places = np.arange(found.shape[1]) + 1.0
-    return np.where(found > 0, 1 / places, 0.0).max(axis=1, initial=0.0)
 
 
 def _checked(ranked: npt.ArrayLike, ideal: npt.ArrayLike, k: int | None) -> tuple[Float64, Float64]:

@@ -9,19 +9,18 @@ Legend: B videos, S streams, D_s width of a stream, E width of the embedding.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+from .model_files import WEIGHTS_FILE as WEIGHTS_FILE
+from .model_files import load_model, save_model
+
 MODEL_TYPE = "vidsim_towers"
 
 
@@ -119,10 +118,7 @@ class FusionTowers(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        description = {"model_type": MODEL_TYPE, **asdict(self.config)}
-        (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS_FILE)
+        save_model(folder, MODEL_TYPE, asdict(self.config), self)
 
     @classmethod
     def load(cls, folder: Path) -> FusionTowers:
@@ -131,15 +127,11 @@ class FusionTowers(nn.Module):
         Raises:
             ValueError: No such model in the folder, or files that do not fit together.
         """
-        try:
-            description = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            if description.pop("model_type", None) != MODEL_TYPE:
-                raise ValueError(f"{folder}: {CONFIG_FILE} does not describe towers")
-            model = cls(TowersConfig(**{**description, "hidden": tuple(description["hidden"])}))
-            model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        except (OSError, KeyError, TypeError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"{folder}: holds no towers that can be read ({error})") from error
-        return model
+
+        def build(config: dict[str, Any]) -> FusionTowers:
+            return cls(TowersConfig(**{**config, "hidden": tuple(config["hidden"])}))
+
+        return load_model(folder, MODEL_TYPE, build, "towers")
 
 
 def _tower(dim: int, config: TowersConfig) -> nn.Sequential:

@@ -78,7 +78,8 @@ class PretrainModule(nn.Module):
             `{objective: loss}`, float32 scalars; summed over the micro-batches and ranks of a step they are the
             losses of the global batch.
         """
-        output = self.encode(batch)
+        # Not `self.encode`: what gathers a sharded module (engine/sharding.py) is around that, and around this already.
+        output = PretrainModule.encode(self, batch)
         losses = {objective.name: objective(output, batch, window, self.encoder) for objective in self._objectives()}
         # Not every objective reads the projection; without this it would have no gradient, which DDP refuses.
         first = next(iter(losses))

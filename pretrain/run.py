@@ -215,7 +215,6 @@ def pretrain(
         with accelerator.main_process_first():
             counts = token_counts(corpus.videos, processor, run.path)
     module, reports = build_module(config, corpus, tokenizer, tags)
-    module.to(accelerator.device)
     module.encoder.prepare_training(
         gradient_checkpointing=config.loop.gradient_checkpointing, compile=config.loop.compile
     )

@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
 from vidsim.data.embeddings import Embeddings, read_embeddings, repeated, shown
+from vidsim.data.ids import read_ids
+from vidsim.retrieval import qdrant
 from vidsim.retrieval.backends import KINDS, faiss_module
 from vidsim.retrieval.conditions import read_metadata
-from vidsim.retrieval.index import NUM_PROBES, VectorIndex
+from vidsim.retrieval.index import NUM_CANDIDATES, VectorIndex
 from vidsim.retrieval.index_files import is_index
+from vidsim.retrieval.qdrant import QdrantIndex
+from vidsim.retrieval.searchable import require_same_model
 
 
 def join_embeddings(parts: Sequence[Embeddings]) -> Embeddings:
@@ -39,75 +42,114 @@ def join_embeddings(parts: Sequence[Embeddings]) -> Embeddings:
     return Embeddings(ids, np.concatenate([part.vectors for part in parts]), first.metadata, first.name)
 
 
-def make_index(args: argparse.Namespace) -> VectorIndex:
-    """Make or enlarge the index that the arguments ask for and write it.
+def change_index(args: argparse.Namespace) -> VectorIndex | QdrantIndex:
+    """Remove from and add to an index; one in a folder stays as it was if anything is wrong.
 
     Raises:
-        UserError: See `VectorIndex`; or there is an index in the way, or none to add to.
+        UserError: There is no index, or see `VectorIndex` and `QdrantIndex`.
     """
-    faiss_module()  # missing? said before anything is read
-    out = Path(args.out)
-    if args.add and (args.overwrite or args.kind or args.refine or args.num_lists or args.num_probes):
-        raise UserError("keeps the settings of the index", field="--add", fix="leave the other options away")
-    if is_index(out) and not (args.add or args.overwrite):
-        raise UserError("there is an index already", file=out, fix="give --add or --overwrite, or another --out")
-    index = VectorIndex.load(out) if args.add else None
+    index = qdrant.open_index(args.out) if qdrant.is_address(args.out) else VectorIndex.load(args.out)
+    embeddings = join_embeddings([read_embeddings(path) for path in args.embeddings]) if args.embeddings else None
+    metadata = None
+    if embeddings is not None:
+        model = embeddings.metadata.get("model")
+        require_same_model(index, args.out, dim=embeddings.dim, model=model, other=embeddings.name)
+        metadata = read_metadata(args.metadata, embeddings.ids) if args.metadata else None
+    if args.remove:
+        index.remove(read_ids(args.remove))
+    if embeddings is not None:
+        index.add(embeddings.ids, embeddings.vectors, metadata)
+    if isinstance(index, VectorIndex):
+        index.save(args.out)
+    return index
+
+
+def make_index(args: argparse.Namespace) -> VectorIndex | QdrantIndex:
+    """Make the index that the arguments ask for.
+
+    Raises:
+        UserError: There is an index in the way, or see `VectorIndex` and `qdrant.create_index`.
+    """
+    if is_index(args.out) and not args.overwrite:
+        fix = "give --add, --remove or --overwrite, or another --out"
+        raise UserError("there is an index already", file=args.out, fix=fix)
     embeddings = join_embeddings([read_embeddings(path) for path in args.embeddings])
     metadata = read_metadata(args.metadata, embeddings.ids) if args.metadata else None
-    info: dict[str, Any] = {"model": embeddings.metadata.get("model")}
-    if index is None:
-        index = VectorIndex.build(
-            embeddings.ids,
-            embeddings.vectors,
-            kind=args.kind or "exact",
-            refine=args.refine,
-            metadata=metadata,
-            num_lists=args.num_lists,
-            num_probes=args.num_probes or NUM_PROBES,
-            info=info,
-        )
-    else:
-        models = (index.info.get("model"), info["model"])
-        if None not in models and models[0] != models[1]:
-            raise UserError(f"is of another model than {embeddings.name}", file=out, fix="make a new index")
-        index.add(embeddings.ids, embeddings.vectors, metadata)
-    index.save(out)
+    model = embeddings.metadata.get("model")
+    if qdrant.is_address(args.out):
+        columns = metadata.schema if metadata is not None else None
+        made = qdrant.create_index(args.out, embeddings.dim, columns, model=model, overwrite=args.overwrite)
+        made.add(embeddings.ids, embeddings.vectors, metadata)
+        return made
+    index = VectorIndex.build(
+        embeddings.ids,
+        embeddings.vectors,
+        kind=args.kind or "exact",
+        refine=args.refine,
+        metadata=metadata,
+        num_candidates=args.num_candidates or NUM_CANDIDATES,
+        info={"model": model},
+    )
+    index.save(args.out)
     return index
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse arguments that do not go together, before anything is read."""
+    settings = args.kind or args.refine or args.num_candidates
+    is_remote = qdrant.is_address(args.out)
+    if not is_remote:
+        faiss_module()
+    if is_remote and settings:
+        raise UserError("is a matter of the server", field="--out", fix="leave --kind and its like away")
+    if (args.add or args.remove) and (settings or args.overwrite):
+        name = "--add" if args.add else "--remove"
+        raise UserError("keeps the settings of the index", field=name, fix="leave the other options away")
+    if args.remove and args.embeddings and not args.add:
+        raise UserError("embeddings are added with --add only", field="--remove", fix="give --add too")
+    if not args.embeddings and (args.add or not args.remove):
+        raise UserError("there are no embeddings", fix="name embeddings folders or files")
+    if args.metadata and not args.embeddings:
+        raise UserError("goes with embeddings", field="--metadata", fix="leave it away")
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="vidsim index",
-        description="Make an index of embeddings for `vidsim search` and `vidsim related`, or add to one.\n"
+        description="Make an index of embeddings for `vidsim search` and `vidsim related`, add to it, remove from it.\n"
         "  exact    every cosine; fast enough up to a million videos\n"
         "  compact  4 bits a dimension: 128 bytes for a vector of 256\n"
-        "  large    8 bits a dimension, looks at the nearest lists only\n"
-        "Needs faiss: pip install 'vidsim[retrieval]'.",
+        "  large    8 bits a dimension and a graph of neighbours: looks at some thousand videos only\n"
+        "Needs faiss: pip install 'vidsim[retrieval]'. A collection of a Qdrant server, URL/collections/NAME, is an\n"
+        "index as well: pip install 'vidsim[qdrant]'.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n"
         "  vidsim index emb/fused --out index/fused --kind compact --refine --metadata videos.csv\n"
-        "  vidsim index emb/new --out index/fused --add --metadata new.csv",
+        "  vidsim index emb/new --out index/fused --add --metadata new.csv\n"
+        "  vidsim index --out index/fused --remove gone.txt\n"
+        "  vidsim index emb/fused --out http://localhost:6333/collections/fused",
     )
-    parser.add_argument("embeddings", nargs="+", help="embeddings folders or files, of one model")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the index goes")
+    parser.add_argument("embeddings", nargs="*", help="embeddings folders or files, of one model")
+    parser.add_argument("--out", required=True, metavar="INDEX", help="folder or collection of the index")
     parser.add_argument("--kind", choices=KINDS, help="see above (exact)")
     parser.add_argument("--refine", action="store_true", help="keep the vectors too, and order by true cosines")
     parser.add_argument("--metadata", metavar="FILE", help="Parquet, CSV or TSV with a column id, to search by")
-    parser.add_argument("--num_lists", type=int, help="lists of a large index (twice the root of the videos)")
-    parser.add_argument("--num_probes", type=int, help=f"lists of a large index to look into ({NUM_PROBES})")
-    change = parser.add_mutually_exclusive_group()
-    change.add_argument("--add", action="store_true", help="add to the index in --out")
-    change.add_argument("--overwrite", action="store_true", help="replace the index in --out")
+    breadth = f"large: how many a search keeps; more find more, and take longer ({NUM_CANDIDATES})"
+    parser.add_argument("--num_candidates", type=int, help=breadth)
+    parser.add_argument("--add", action="store_true", help="add to the index in --out")
+    parser.add_argument("--remove", metavar="IDS", help="first remove these videos from it: a file with one id a line")
+    parser.add_argument("--overwrite", action="store_true", help="replace the index in --out")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Make an index and say how large it is."""
+    """Make or change an index and say how large it is."""
     args = _parser().parse_args(argv)
-    index = make_index(args)
-    num_bytes = sum(path.stat().st_size for path in Path(args.out).iterdir())
-    print(
-        f"{args.out}: {len(index):,} videos, {index.dim} dimensions, {index.kind}"
-        f"{' + vectors' if index.refines and index.kind != 'exact' else ''}, {num_bytes:,} bytes"
-    )
+    _check(args)
+    index = change_index(args) if args.add or args.remove else make_index(args)
+    text = f"{args.out}: {len(index):,} videos, {index.dim} dimensions"
+    if isinstance(index, VectorIndex):
+        num_bytes = sum(path.stat().st_size for path in Path(args.out).iterdir())
+        text += f", {index.kind}{' + vectors' if index.refines and index.kind != 'exact' else ''}, {num_bytes:,} bytes"
+    print(text)
     return 0

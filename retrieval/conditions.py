@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any, Final
@@ -64,8 +65,23 @@ def _read_table(path: Path) -> pa.Table:
     return pa_csv.read_csv(path, parse_options=pa_csv.ParseOptions(delimiter=delimiter), convert_options=options)
 
 
-def parse_conditions(conditions: Sequence[str], schema: pa.Schema) -> pc.Expression | None:
-    """Conditions such as `category=3` or `seconds<60`, all of which must hold; None if there are none.
+@dataclass(frozen=True)
+class Condition:
+    """One condition on the metadata of a video.
+
+    Attributes:
+        column: Which column.
+        operator: One of = != < <= > >=.
+        value: What it is compared with, of the column's type.
+    """
+
+    column: str
+    operator: str
+    value: pa.Scalar
+
+
+def read_conditions(conditions: Sequence[str], schema: pa.Schema) -> list[Condition]:
+    """Conditions such as `category=3` or `seconds<60`.
 
     Args:
         conditions: Column, one of = != < <= > >=, and a value of the column's type.
@@ -74,7 +90,7 @@ def parse_conditions(conditions: Sequence[str], schema: pa.Schema) -> pc.Express
     Raises:
         UserError: Not of this form, an unknown column, a value of another type.
     """
-    parts = []
+    result = []
     for condition in conditions:
         found = _CONDITION.fullmatch(condition)
         if found is None:
@@ -90,5 +106,11 @@ def parse_conditions(conditions: Sequence[str], schema: pa.Schema) -> pc.Express
             value = pa.scalar(text).cast(kind)
         except (pa.ArrowException, NotImplementedError) as error:
             raise UserError(f"{text!r} is not a value of column {column!r} ({kind})", field="--where") from error
-        parts.append(_OPERATORS[operator](pc.field(column), value))
+        result.append(Condition(column, operator, value))
+    return result
+
+
+def parse_conditions(conditions: Sequence[str], schema: pa.Schema) -> pc.Expression | None:
+    """One expression that holds where all conditions hold; None if there are none. See `read_conditions`."""
+    parts = [_OPERATORS[one.operator](pc.field(one.column), one.value) for one in read_conditions(conditions, schema)]
     return reduce(lambda first, second: first & second, parts) if parts else None

@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | exact | 4 D bytes | every cosine; fast enough up to a million videos |
 | compact | D / 2 bytes | 16 levels for each dimension (KDD'18 §4.2.1), every vector looked at |
-| large | D + 8 bytes | an inverted file of 8-bit codes: only the nearest lists are looked at |
+| large | D + 144 bytes | a graph of neighbours (HNSW) over 8-bit codes: a search looks at some thousand of them |
 
 `refine` keeps the vectors themselves beside a `compact` or `large` index (on disk, if it is memory-mapped) and
 orders four times as many candidates by their true cosines.
@@ -24,17 +24,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vidsim.common.errors import UserError
+from vidsim.common.progress import progress
 from vidsim.data.embeddings import positions, repeated, shown
 from vidsim.data.schema import ID
 from vidsim.retrieval import backends
 from vidsim.retrieval.backends import KINDS, Float32, Int64
+from vidsim.retrieval.conditions import parse_conditions
 from vidsim.retrieval.index_files import KEY, StoredIndex, read_index, write_index
 from vidsim.retrieval.vectors import exact_cosines, unit_vectors
 
 Mask = npt.NDArray[np.bool_]
 
-NUM_PROBES: Final = 32
-_ADD_BLOCK: Final = 65_536
+NUM_CANDIDATES: Final = 128
+_ADD_BLOCK: Final = 16_384
 _QUERY_BLOCK: Final = 1024
 # Beyond the k best: float32 sums may order what is nearly equal differently, true cosines put it right.
 _MARGIN: Final = 16
@@ -79,14 +81,15 @@ class VectorIndex:
     """Vectors by id; see the top of the file for the kinds. Made by `build` or `load`.
 
     Results do not depend on how queries are batched. Equal cosines keep the order in which videos were added; of
-    `compact` and `large` that holds among what is found, which of many equal ones is found is up to faiss.
+    `compact` and `large` that holds among what is found, which of many equal ones is found is up to faiss. Two graphs
+    (`large`) of the same vectors are equal only if they were made by one thread.
     """
 
     def __init__(self, stored: StoredIndex, *, read_only: bool = False) -> None:
         """Take over the parts; use `build` or `load`."""
         self.kind = stored.kind
         self.info = stored.info
-        self.num_probes = stored.num_probes
+        self.num_candidates = stored.num_candidates
         self._backend = stored.backend
         self._items = stored.items
         self._vectors = stored.vectors
@@ -102,8 +105,7 @@ class VectorIndex:
         kind: str = "exact",
         refine: bool = False,
         metadata: pa.Table | None = None,
-        num_lists: int | None = None,
-        num_probes: int = NUM_PROBES,
+        num_candidates: int = NUM_CANDIDATES,
         info: dict[str, Any] | None = None,
     ) -> VectorIndex:
         """Train an index on vectors and add them.
@@ -114,37 +116,33 @@ class VectorIndex:
             kind: One of `KINDS`.
             refine: Keep the vectors for true cosines (an `exact` index has them anyway).
             metadata: One row for each id, any columns but `id` and `key`.
-            num_lists: Lists of a `large` index; by default twice the root of N.
-            num_probes: Lists of a `large` index that a search looks into.
+            num_candidates: How many a search of a `large` index keeps while it walks over the graph: more find more
+                of the true neighbours, and take longer.
             info: JSON values that say where the vectors came from.
 
         Raises:
-            UserError: Shapes that do not fit, repeated ids, zero or non-finite vectors, more lists than vectors,
-                faiss is not installed.
+            UserError: Shapes that do not fit, repeated ids, zero or non-finite vectors, or faiss is not
+                installed.
         """
         if kind not in KINDS:
             raise UserError(f"must be one of {', '.join(KINDS)}, not {kind!r}", field="kind")
         if vectors.ndim != 2 or not vectors.size:
             raise UserError(f"vectors must be [N, D], not {list(vectors.shape)}")
-        for name, value in (("num_lists", num_lists), ("num_probes", num_probes)):
-            if value is not None and value < 1:
-                raise UserError(f"must be at least 1, not {value}", field=name)
+        if num_candidates < 1:
+            raise UserError(f"must be at least 1, not {num_candidates}", field="num_candidates")
         num_vectors, dim = vectors.shape
-        num_lists = num_lists or backends.number_of_lists(num_vectors)
-        drawn = np.arange(min(num_vectors, backends.num_to_train(kind, num_lists)))
+        drawn = np.arange(min(num_vectors, backends.num_to_train(kind)))
         if len(drawn) < num_vectors and len(drawn):
             drawn = np.sort(np.random.default_rng(_SAMPLE_SEED).choice(num_vectors, len(drawn), replace=False))
         sample = unit_vectors(vectors[drawn], [f"row {row}" for row in drawn.tolist()]) if len(drawn) else None
-        backend = backends.make_backend(
-            kind, dim, num_lists, np.zeros((0, dim), np.float32) if sample is None else sample
-        )
+        backend = backends.make_backend(kind, dim, np.zeros((0, dim), np.float32) if sample is None else sample)
         columns: dict[str, Any] = {KEY: pa.array([], pa.int64()), ID: pa.array([], pa.string())}
         for field in metadata.schema if metadata is not None else []:
             if field.name in columns:
                 raise UserError(f"must not occur twice, nor be {ID!r} or {KEY!r}", field=field.name)
             columns[field.name] = pa.array([], field.type)
         kept = np.zeros((0, dim), np.float32) if refine and kind != "exact" else None
-        stored = StoredIndex(kind, backend, pa.table(columns), kept, 0, num_probes, dict(info or {}))
+        stored = StoredIndex(kind, backend, pa.table(columns), kept, 0, num_candidates, dict(info or {}))
         index = cls(stored)
         index.add(ids, vectors, metadata)
         return index
@@ -169,9 +167,9 @@ class VectorIndex:
         Raises:
             UserError: The folder holds other files, or the disk is full.
         """
-        if backends.is_inverted(self._backend):
+        if backends.has_keys(self._backend):
             backends.forget_places(self._backend)
-        parts = (self.kind, self._backend, self._items, self._vectors, self._next_key, self.num_probes, self.info)
+        parts = (self.kind, self._backend, self._items, self._vectors, self._next_key, self.num_candidates, self.info)
         write_index(folder, StoredIndex(*parts))
 
     def __len__(self) -> int:
@@ -198,6 +196,11 @@ class VectorIndex:
         """Whether scores are true cosines."""
         return self.kind == "exact" or self._vectors is not None
 
+    @property
+    def model(self) -> str | None:
+        """Fingerprint of the model that made the vectors, if it is known."""
+        return self.info.get("model")
+
     def rows_of(self, ids: Sequence[str]) -> Int64:
         """Row of each id, int64.
 
@@ -221,6 +224,31 @@ class VectorIndex:
         decoded = backends.decode(self._backend, self._keys()[rows])
         norms = np.sqrt(np.einsum("nd,nd->n", decoded, decoded, dtype=np.float64))
         return decoded / np.maximum(norms, np.finfo(np.float32).tiny)[:, None].astype(np.float32)
+
+    def vectors_by_id(self, ids: Sequence[str]) -> Float32:
+        """Unit vectors of videos, float32 [n, D]; see `vectors_of`.
+
+        Raises:
+            UserError: Ids that the index does not have.
+        """
+        return self.vectors_of(self.rows_of(ids))
+
+    def similar(
+        self,
+        queries: npt.ArrayLike,
+        k: int,
+        *,
+        where: Sequence[str] = (),
+        without: Sequence[Sequence[str]] | None = None,
+    ) -> list[list[tuple[str, float]]]:
+        """`search` by text and ids; see `Searchable`."""
+        condition = parse_conditions(where, self.metadata.schema)
+        exclude = None
+        if without is not None:
+            rows = positions([video for one in without for video in one], self.ids)
+            parts = np.split(rows, np.cumsum([len(one) for one in without])[:-1])
+            exclude = [part[part >= 0].tolist() for part in parts]
+        return self.search(queries, k, where=condition, exclude=exclude).lists()
 
     def add(self, ids: Sequence[str], vectors: npt.NDArray[Any], metadata: pa.Table | None = None) -> None:
         """Add videos; if anything is wrong, none is added.
@@ -252,7 +280,7 @@ class VectorIndex:
         if self._vectors is not None:
             kept = np.empty((len(self) + len(ids), self.dim), np.float32)
             kept[: len(self)] = self._vectors
-        for start in starts:
+        for start in progress(starts, desc="index", unit="blocks", enabled=len(starts) > 1):
             block = unit_vectors(vectors[start : start + _ADD_BLOCK], ids[start : start + _ADD_BLOCK])
             backends.add_to(self._backend, block, keys[start : start + _ADD_BLOCK])
             if kept is not None:
@@ -272,11 +300,11 @@ class VectorIndex:
         stays = np.ones(len(self), bool)
         stays[rows] = False
         keys = self._keys()
-        backends.remove_from(self._backend, keys[rows], keys[stays])
+        renumbered = backends.remove_from(self._backend, keys[rows], keys[stays])
         self._items = self._items.filter(pa.array(stays)).combine_chunks()
         if self._vectors is not None:
             self._vectors = self._vectors[stays]
-        if self.kind == "exact":  # flat vectors are numbered by their place
+        if renumbered:
             place = pa.array(np.arange(len(self)), pa.int64())
             self._items = self._items.set_column(self._items.column_names.index(KEY), KEY, place)
             self._next_key = len(self)
@@ -294,8 +322,7 @@ class VectorIndex:
 
         Args:
             queries: float [Q, D].
-            k: How many; fewer come back only if there are not as many. A `large` index looks into all lists for
-                a query whose nearest ones do not hold enough.
+            k: How many; fewer come back only if there are not as many.
             among: Only these ids.
             where: Only videos whose metadata fulfil this, such as `pyarrow.compute.field("category") == 3`.
             exclude: For each query the rows that are left out, such as its own.
@@ -333,7 +360,8 @@ class VectorIndex:
         num_allowed = len(self) if allowed is None else int(allowed.sum())
         wanted = rows.shape[1] + max((len(one) for one in left_out or []), default=0)
         depth = wanted * (1 if self._vectors is None else _REFINE_FACTOR) + (margin if self.refines else 0)
-        keys, values = self._nearest(queries, min(depth, num_allowed), min(wanted, num_allowed), allowed)
+        by_key = self._may_be_found(allowed)
+        keys, values = backends.nearest(self._backend, queries, min(depth, num_allowed), self.num_candidates, by_key)
         found = np.where(keys >= 0, np.searchsorted(self._keys(), keys), -1)
         originals = self._originals()
         for number, (candidates, approximate) in enumerate(zip(found, values, strict=True)):
@@ -356,19 +384,13 @@ class VectorIndex:
             self._search_block(queries[unsure], allowed, rest, more_rows, more_scores, margin * _MORE)
             rows[unsure], scores[unsure] = more_rows, more_scores
 
-    def _nearest(self, queries: Float32, depth: int, wanted: int, allowed: Mask | None) -> tuple[Int64, Float32]:
-        """As `backends.nearest`, with at least `wanted` for each query."""
-        by_key, probes = None, self.num_probes
-        if allowed is not None:
-            by_key = np.zeros(self._next_key, bool)
-            by_key[self._keys()[allowed]] = True
-            probes = -(-probes * len(self) // max(1, int(allowed.sum())))
-        keys, scores = backends.nearest(self._backend, queries, depth, probes, by_key)
-        short = np.flatnonzero((keys >= 0).sum(axis=1) < wanted)
-        if len(short):
-            every_list = self._backend.nlist
-            keys[short], scores[short] = backends.nearest(self._backend, queries[short], depth, every_list, by_key)
-        return keys, scores
+    def _may_be_found(self, allowed: Mask | None) -> Mask | None:
+        """By key; None if all may. What was removed from a graph is still in it."""
+        if allowed is None and self._backend.ntotal == len(self):
+            return None
+        by_key = np.zeros(self._next_key, bool)
+        by_key[self._keys() if allowed is None else self._keys()[allowed]] = True
+        return by_key
 
     def _allowed(self, among: Sequence[str] | None, where: pc.Expression | None) -> Mask | None:
         if among is None and where is None:

@@ -22,7 +22,7 @@ from vidsim.retrieval.backends import KINDS, faiss_module
 
 Float32 = npt.NDArray[np.float32]
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 INDEX_JSON: Final = "vector_index.json"
 KEY: Final = "key"
 _MAKE_AGAIN: Final = "make it again with `vidsim index`"
@@ -32,7 +32,7 @@ _FIELDS: Final = {
     "dim": int,
     "num_vectors": int,
     "next_key": int,
-    "num_probes": int,
+    "num_candidates": int,
     "generation": int,
     "info": dict,
     "files": dict,
@@ -49,7 +49,7 @@ class StoredIndex:
         items: Columns `key` int64 (ascending), `id` string, and the metadata.
         vectors: float32 [N, D] for refinement, or None.
         next_key: Key of the next vector.
-        num_probes: Lists that a `large` index looks into.
+        num_candidates: How many a search of a `large` index keeps.
         info: Where the vectors came from.
     """
 
@@ -58,7 +58,7 @@ class StoredIndex:
     items: pa.Table
     vectors: Float32 | None
     next_key: int
-    num_probes: int
+    num_candidates: int
     info: dict[str, Any]
 
 
@@ -103,7 +103,7 @@ def write_index(folder: str | Path, stored: StoredIndex) -> None:
             "dim": stored.backend.d,
             "num_vectors": stored.items.num_rows,
             "next_key": stored.next_key,
-            "num_probes": stored.num_probes,
+            "num_candidates": stored.num_candidates,
             "generation": generation,
             "info": stored.info,
             "files": {
@@ -135,14 +135,16 @@ def read_index(folder: str | Path, *, mmap: bool) -> StoredIndex:
     items = _read_items(paths["items"], mmap)
     vectors = _read_vectors(paths["vectors"], mmap) if "vectors" in paths else None
     shape = (description["num_vectors"], description["dim"])
-    shapes = {"codes": (backend.ntotal, backend.d), "items": (items.num_rows, shape[1])}
+    # What was removed from a graph is still in it.
+    num_codes = backend.ntotal - (description["next_key"] - shape[0] if description["kind"] == "large" else 0)
+    shapes = {"codes": (num_codes, backend.d), "items": (items.num_rows, shape[1])}
     if vectors is not None:
         shapes["vectors"] = vectors.shape
     for part, found in shapes.items():
         if found != shape:
             message = f"holds {found[0]:,} vectors of width {found[1]}, {INDEX_JSON} says {shape[0]:,} of {shape[1]}"
             raise UserError(message, file=paths[part], fix=_MAKE_AGAIN)
-    settings = {name: description[name] for name in ("kind", "next_key", "num_probes", "info")}
+    settings = {name: description[name] for name in ("kind", "next_key", "num_candidates", "info")}
     return StoredIndex(backend=backend, items=items, vectors=vectors, **settings)
 
 
@@ -151,12 +153,12 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError("is not an index folder", file=folder, fix="make one with `vidsim index`")
     description = read_json(path)
+    version = _entry(description, "format_version")
+    if type(version) is int and version != FORMAT_VERSION:
+        raise UserError(f"is of format {version}, this vidsim reads {FORMAT_VERSION}", file=path, fix=_MAKE_AGAIN)
     wrong = [name for name, kind in _FIELDS.items() if type(_entry(description, name)) is not kind]
     if wrong:
         raise UserError("is missing or of the wrong type", file=path, field=wrong[0], fix=_MAKE_AGAIN)
-    if description["format_version"] != FORMAT_VERSION:
-        message = f"is of format {description['format_version']}, this vidsim reads {FORMAT_VERSION}"
-        raise UserError(message, file=path, fix=_MAKE_AGAIN)
     if description["kind"] not in KINDS:
         raise UserError(f"must be one of {', '.join(KINDS)}", file=path, field="kind", fix=_MAKE_AGAIN)
     if not {"codes", "items"} <= set(description["files"]) <= {"codes", "items", "vectors"}:

@@ -2,9 +2,9 @@
 
 Each dimension is one of 2^bits representative values, chosen to minimise the expected squared distance, and dot
 products are sums of products read from tables. The paper leaves open whether the values are those of each dimension or
-shared by all: both are here, and a query may be quantised too (`symmetric`, the paper's cached table of all
-products) or not. For large collections use `VectorIndex` of kind `compact`, which has the same levels at 4 bits
-for each dimension, and faster code; this is for comparisons, at any of 2, 4 and 8 bits.
+shared by all: both are here, and a query may be quantised too (`symmetric`, the paper's table of all products) or
+not. For large collections use `VectorIndex` of kind `compact`, which has the same levels at 4 bits for each dimension,
+and faster code; this is for comparisons, at any of 2, 4 and 8 bits.
 """
 
 from __future__ import annotations
@@ -90,17 +90,12 @@ class Quantizer:
         """The representative values behind packed codes, float32 [N, D]."""
         return self.levels[np.arange(self.dim), self.unpack(packed)]
 
-    def products(self) -> Float32:
-        """Products of all pairs of levels, float32 [D, 2^bits, 2^bits]; [1, ...] if they are shared."""
-        levels = self.levels[:1] if self.shared else self.levels
-        return levels[:, :, None] * levels[:, None, :]
-
     def tables(self, queries: npt.ArrayLike, *, symmetric: bool = False) -> Float32:
         """What each value of each byte of a code adds to the dot product with each query.
 
         Args:
             queries: float [Q, D].
-            symmetric: Take the products from the table of all pairs, that is quantise the queries too.
+            symmetric: Quantise the queries too, so that every entry is made of products of two levels.
 
         Returns:
             float32 [Q, num_bytes, 256].
@@ -110,11 +105,8 @@ class Quantizer:
         """
         array = _checked(queries, self.dim)
         if symmetric:
-            products = self.products()
-            which = np.zeros(self.dim, np.int64) if self.shared else np.arange(self.dim)
-            single = products[which, self.unpack(self.encode(array))]
-        else:
-            single = array[:, :, None] * self.levels
+            array = self.decode(self.encode(array))
+        single = array[:, :, None] * self.levels
         per_byte = 8 // self.bits
         padded = np.zeros((len(array), self.num_bytes * per_byte, single.shape[2]), np.float32)
         padded[:, : self.dim] = single

@@ -16,9 +16,10 @@ from vidsim.common.files import atomic_path
 from vidsim.common.progress import progress
 from vidsim.data.embeddings import read_embeddings
 from vidsim.data.schema import ID
+from vidsim.retrieval.exact import ExactIndex
 from vidsim.retrieval.index import VectorIndex
 from vidsim.retrieval.index_files import is_index
-from vidsim.retrieval.search import ExactIndex
+from vidsim.retrieval.qdrant import is_address
 
 RELATED_SCHEMA: Final = pa.schema(
     [(ID, pa.string()), ("rank", pa.int32()), ("related", pa.string()), ("score", pa.float32())]
@@ -60,6 +61,9 @@ def write_related(source: str | Path, out: str | Path, k: int) -> int:
         raise UserError("must end in .parquet", file=out, field="--out")
     if k < 1:
         raise UserError(f"must be at least 1, not {k}", field="-k")
+    if is_address(source):
+        fix = "make an index in a folder of the same embeddings"
+        raise UserError("a collection of a server is not gone through as a whole", file=source, fix=fix)
     searched: ExactIndex | VectorIndex
     if is_index(source):
         searched = VectorIndex.load(source, mmap=True)

@@ -2,143 +2,49 @@
 
 from __future__ import annotations
 
-import difflib
+import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
 from vidsim.data.arrow import open_videos
 from vidsim.data.embeddings import Embeddings, read_embeddings
 from vidsim.data.schema import TITLE
-from vidsim.retrieval.conditions import parse_conditions
-from vidsim.retrieval.index import VectorIndex
-from vidsim.retrieval.index_files import is_index
-from vidsim.retrieval.vectors import exact_cosines, unit_vectors
-
-Float32 = npt.NDArray[np.float32]
-Int64 = npt.NDArray[np.int64]
-
-# Scores of one block of queries: 128 MiB of float32.
-_BLOCK_SCORES = 1 << 25
-# float32 sums of D products are off by less than this; what lies this close to the k-th score is recomputed.
-_ROUNDING = 1e-5
-_NUM_SUGGESTED = 3
-_MOST_COMPARED = 200_000
+from vidsim.retrieval.searchable import Searchable, open_source, require_same_model
+from vidsim.retrieval.vectors import Float32, unit_vectors
 
 
-class ExactIndex:
-    """Exact nearest neighbours by cosine.
-
-    Scores are computed in float32 blocks; those that can be among the first k are computed again in float64,
-    so that the order does not depend on block sizes. Equal scores keep the order of `ids`.
-
-    Args:
-        ids: N distinct ids.
-        vectors: float [N, D], finite, no zero rows; used without a copy if it is float32 with rows of norm 1.
+def queries_of(args: argparse.Namespace, searched: Searchable) -> tuple[list[str], Float32]:
+    """Names and vectors [Q, D] of what is looked for.
 
     Raises:
-        UserError: Shapes that do not fit, zero or non-finite vectors (how many, the first five ids).
+        UserError: Unknown ids, nothing readable, vectors of another width or model than those searched.
     """
-
-    def __init__(self, ids: Sequence[str], vectors: npt.ArrayLike) -> None:
-        """Normalise the vectors."""
-        self.ids = list(ids)
-        if len(self.ids) != len(np.asarray(vectors)):
-            raise UserError(f"{len(self.ids)} ids for {len(np.asarray(vectors))} vectors")
-        self.vectors = unit_vectors(vectors, self.ids)
-        self._row_of = {video: row for row, video in enumerate(self.ids)}
-        if len(self._row_of) != len(self.ids):
-            raise UserError(f"{len(self.ids) - len(self._row_of)} ids occur more than once")
-
-    def __len__(self) -> int:
-        """Number of videos."""
-        return len(self.ids)
-
-    def row_of(self, video: str) -> int:
-        """Row of an id.
-
-        Raises:
-            UserError: Unknown id, with the ids that are spelled like it.
-        """
-        row = self._row_of.get(video)
-        if row is None:
-            close = difflib.get_close_matches(video, self.ids[:_MOST_COMPARED], _NUM_SUGGESTED)
-            fix = f"did you mean {', '.join(close)}?" if close else "name an id of these embeddings"
-            raise UserError(f"no video has the id {video!r} among {len(self.ids):,}", fix=fix)
-        return row
-
-    def search(self, queries: npt.ArrayLike, k: int, *, exclude: Sequence[int] | None = None) -> tuple[Int64, Float32]:
-        """The k most similar videos of each query.
-
-        Args:
-            queries: float [Q, D].
-            k: How many; at most as many as there are (less the excluded one) come back.
-            exclude: One row for each query that is left out (the query itself), or -1 for none.
-
-        Returns:
-            Rows int64 [Q, min(k, N)] (N - 1 with `exclude`) and their cosines float32, the largest first.
-
-        Raises:
-            UserError: Another width than the index, k < 1, a zero or non-finite query.
-        """
-        vectors = unit_vectors(queries, [f"query {number}" for number in range(len(np.asarray(queries)))])
-        if vectors.shape[1] != self.vectors.shape[1]:
-            raise UserError(f"queries have width {vectors.shape[1]}, the index {self.vectors.shape[1]}")
-        if k < 1:
-            raise UserError(f"must be at least 1, not {k}", field="k")
-        rows_left_out = np.full(len(vectors), -1) if exclude is None else np.asarray(exclude, dtype=np.int64)
-        if rows_left_out.shape != (len(vectors),):
-            raise UserError(f"{len(rows_left_out)} rows to exclude for {len(vectors)} queries", field="exclude")
-        k = min(k, len(self) - (exclude is not None))
-        rows, scores = np.empty((len(vectors), k), np.int64), np.empty((len(vectors), k), np.float32)
-        step = max(1, _BLOCK_SCORES // len(self))
-        for start in range(0, len(vectors) if k else 0, step):
-            block = vectors[start : start + step] @ self.vectors.T
-            for offset, row_scores in enumerate(block):
-                number = start + offset
-                if rows_left_out[number] >= 0:
-                    row_scores[rows_left_out[number]] = -np.inf
-                rows[number], scores[number] = self._first(vectors[number], row_scores, k)
-        return rows, scores
-
-    def _first(self, query: Float32, row_scores: Float32, k: int) -> tuple[Int64, Float32]:
-        """The k best rows of one query, from scores that are right to within rounding."""
-        at_least = np.partition(row_scores, len(row_scores) - k)[len(row_scores) - k] - _ROUNDING
-        candidates = np.flatnonzero(row_scores >= at_least)
-        exact = exact_cosines(self.vectors[candidates], query)
-        order = np.argsort(-exact, kind="stable")[:k]  # candidates are in the order of the rows
-        return candidates[order], exact[order].astype(np.float32)
+    if args.query:
+        return args.query, searched.vectors_by_id(args.query)
+    embeddings = read_embeddings(args.queries) if args.queries else read_vectors(args.vector)
+    model = embeddings.metadata.get("model")
+    require_same_model(searched, args.source, dim=embeddings.dim, model=model, other=embeddings.name)
+    return embeddings.ids, unit_vectors(embeddings.vectors, embeddings.ids)
 
 
-def find_similar(embeddings: Embeddings, queries: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
-    """The k videos most like each query video, itself left out: lists of (id, cosine).
+def read_vectors(path: str | Path) -> Embeddings:
+    """Vectors of an .npy file, float [D] or [n, D], named `query 0`, `query 1`, ...
 
     Raises:
-        UserError: Unknown ids (with similar ones), k < 1, zero vectors.
+        UserError: Not such a file.
     """
-    index = ExactIndex(embeddings.ids, embeddings.vectors)
-    own = [index.row_of(video) for video in queries]
-    rows, scores = index.search(index.vectors[own], k, exclude=own)
-    return [
-        [(index.ids[row], score) for row, score in zip(found.tolist(), values.tolist(), strict=True)]
-        for found, values in zip(rows, scores, strict=True)
-    ]
-
-
-def search_index(folder: str, queries: Sequence[str], k: int, where: Sequence[str]) -> list[list[tuple[str, float]]]:
-    """As `find_similar`, with an index that `vidsim index` made.
-
-    Raises:
-        UserError: Unknown ids, k < 1, a condition that does not fit the metadata, a damaged index.
-    """
-    index = VectorIndex.load(folder, mmap=True)
-    rows = index.rows_of(queries)
-    condition = parse_conditions(where, index.metadata.schema)
-    return index.search(index.vectors_of(rows), k, where=condition, exclude=rows[:, None].tolist()).lists()
+    try:
+        array = np.atleast_2d(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"is no readable .npy file ({error})", file=path) from error
+    if array.ndim != 2 or not array.size or array.dtype.kind != "f":
+        raise UserError(f"holds {array.dtype} {list(array.shape)}, not float [D] or [n, D]", file=path)
+    return Embeddings([f"query {row}" for row in range(len(array))], array.astype(np.float32), name=str(path))
 
 
 def read_titles(folder: str, ids: Sequence[str]) -> dict[str, str]:
@@ -155,32 +61,57 @@ def read_titles(folder: str, ids: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="vidsim search",
-        description="Print the videos most like given ones, by exact cosine over all embeddings or with an index.",
-        epilog="example: vidsim search emb/fused --query 2345203561710403875 -k 10 --data data/aiac",
-    )
-    parser.add_argument("source", help="embeddings folder or file, or an index folder")
-    parser.add_argument("--query", nargs="+", required=True, metavar="ID", help="video ids to find similar ones for")
+def add_output_options(parser: ArgumentParser) -> None:
+    """The options that say what is found and how it is printed."""
     parser.add_argument("-k", type=int, default=10, help="how many for each query (%(default)s)")
     condition = "only videos for which this holds, such as category=3 or seconds<60; an index with metadata only"
     parser.add_argument("--where", nargs="+", default=[], metavar="CONDITION", help=condition)
     parser.add_argument("--data", metavar="FOLDER", help="data set to print the titles from")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="vidsim search",
+        description="Print the videos most like given ones, by exact cosine over all embeddings or with an index.\n"
+        "A new video is searched for by its embedding:\n"
+        "  vidsim convert table new.jsonl --features new.npy --out data/new\n"
+        "  vidsim embed runs/finetune/mine data/new --out emb/new\n"
+        "  vidsim search index/mine --queries emb/new\n"
+        "which `vidsim search-video` does in one go.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: vidsim search emb/fused --query 2345203561710403875 -k 10 --data data/aiac",
+    )
+    parser.add_argument("source", help="embeddings folder or file, an index folder, or URL/collections/NAME of Qdrant")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--query", nargs="+", metavar="ID", help="video ids to find similar ones for")
+    asked.add_argument("--queries", metavar="EMB", help="embeddings of the same model: look for every video of them")
+    asked.add_argument("--vector", metavar="FILE", help=".npy file with a vector, or one a row")
+    add_output_options(parser)
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print the most similar videos of each query."""
-    args = _parser().parse_args(argv)
-    if is_index(args.source):
-        found = search_index(args.source, args.query, args.k, args.where)
-    elif args.where:
-        raise UserError("needs an index with metadata", field="--where", fix="make one: vidsim index --metadata FILE")
-    else:
-        found = find_similar(read_embeddings(args.source), args.query, args.k)
-    wanted = list(dict.fromkeys([*args.query, *(video for results in found for video, _ in results)]))
+def print_similar(
+    searched: Searchable,
+    queries: Sequence[str],
+    vectors: Float32,
+    args: argparse.Namespace,
+    known: Sequence[str] = (),
+) -> None:
+    """Print the videos most like each query; a video is not like itself.
+
+    Args:
+        searched: Where to look.
+        queries: Q names.
+        vectors: float32 [Q, D].
+        args: See `add_output_options`.
+        known: Queries that are in the data set, and so have a title.
+
+    Raises:
+        UserError: See `Searchable.similar`; the data set does not hold what was found.
+    """
+    found = searched.similar(vectors, args.k, where=args.where, without=[[query] for query in queries])
+    wanted = list(dict.fromkeys([*known, *(video for results in found for video, _ in results)]))
     titles = read_titles(args.data, wanted) if args.data else {}
     if args.json:
         answer = [
@@ -191,13 +122,21 @@ def main(argv: list[str] | None = None) -> int:
                     for rank, (video, score) in enumerate(results, 1)
                 ],
             }
-            for query, results in zip(args.query, found, strict=True)
+            for query, results in zip(queries, found, strict=True)
         ]
         print(json.dumps(answer, ensure_ascii=False, indent=2, allow_nan=False))
-        return 0
-    for query, results in zip(args.query, found, strict=True):
+        return
+    for query, results in zip(queries, found, strict=True):
         print(f"{query}  {titles.get(query, '')}".rstrip())
         width = max((len(video) for video, _ in results), default=0)
         for rank, (video, score) in enumerate(results, 1):
             print(f"{rank:>4}  {score:.4f}  {video:<{width}}  {titles.get(video, '')}".rstrip())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the most similar videos of each query."""
+    args = _parser().parse_args(argv)
+    searched = open_source(args.source)
+    queries, vectors = queries_of(args, searched)
+    print_similar(searched, queries, vectors, args, known=args.query or ())
     return 0

@@ -12,6 +12,7 @@ from vidsim.data.embeddings import shown
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
 
 _SMALLEST_NORM = 1e-6
 

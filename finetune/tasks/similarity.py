@@ -183,7 +183,8 @@ class SimilarityModule(nn.Module):
 
     def forward(self, batch: Batch, window: PairWindow) -> dict[str, Tensor]:
         """Losses of one micro-batch; summed over micro-batches and ranks they are those of the global batch."""
-        output = self.encode(batch)
+        # Not `self.encode`: what gathers a sharded module (engine/sharding.py) is around that, and around this already.
+        output = SimilarityModule.encode(self, batch)
         embedding = self.embed(output)
         labels = batch[LABEL]
         cosines = pair_cosines(embedding)
@@ -191,7 +192,7 @@ class SimilarityModule(nn.Module):
         if self.config.kl_weight > 0:
             result["kl"] = losses.bernoulli_kl(cosines, labels, window.num_pairs)
         if self.config.r_drop_weight > 0:
-            again = self.embed(self.encode(batch))
+            again = self.embed(SimilarityModule.encode(self, batch))
             result["r_drop"] = losses.r_drop_embeddings(embedding, again, 2 * window.num_pairs)
             result["pair"] = (result["pair"] + self.pair_loss(pair_cosines(again), labels, window)) / 2
         if self.tags is not None and window.tags is not None:

@@ -14,13 +14,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .reduction import Denominator, divide, full_precision
+from .reduction import Denominator, divide, full_precision, no_autocast
 
 TripletForm = Literal["hinge", "log", "exponential"]
+CowatchLoss = Literal[TripletForm, "contrastive", "cosent"]
 Mining = Literal["random", "semihard", "hardest"]
 
 
-def check_margin(form: TripletForm, mining: Mining, margin: float) -> None:
+def check_margin(form: CowatchLoss, mining: Mining, margin: float) -> None:
     """Refuse settings under which nothing would ever be learned.
 
     A semi-hard negative is farther from the anchor than the positive is, so that a hinge without margin is 0 for it.
@@ -84,3 +85,38 @@ def triplet(
     else:
         each = excess.exp()
     return divide(each.sum(), denominator, valid.sum())
+
+
+def contrastive(
+    anchor: Tensor,
+    positive: Tensor,
+    candidates: Tensor,
+    *,
+    excluded: tuple[Tensor, Tensor],
+    temperature: float = 0.1,
+    denominator: Denominator = None,
+) -> Tensor:
+    """Mean InfoNCE of a positive among all negatives of a batch, in nats.
+
+    `-log(e^(a.p / T) / (e^(a.p / T) + sum over the negatives n of e^(a.n / T)))`. Nothing is mined: the softmax gives
+    near negatives the larger gradients. N x C cosines are held.
+
+    Args:
+        anchor: float [N, E], L2-normalised.
+        positive: float [N, E].
+        candidates: float [C, E].
+        excluded: Two int64 [M], positions of anchors and of candidates that are no negative of them: the anchor's
+            own video, its positive, its neighbours.
+        temperature: > 0.
+        denominator: Triplets in the global batch; None: N.
+
+    Returns:
+        float scalar >= 0; an anchor without a negative counts as 0.
+    """
+    with no_autocast(anchor):
+        anchor, positive, candidates = (full_precision(part) for part in (anchor, positive, candidates))
+        own = (anchor * positive).sum(-1) / temperature
+        others = anchor @ candidates.T / temperature
+    others = others.index_put(excluded, others.new_tensor(-torch.inf))
+    each = torch.cat([own[:, None], others], dim=1).logsumexp(dim=1) - own
+    return divide(each.sum(), denominator, len(each))

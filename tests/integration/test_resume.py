@@ -73,8 +73,9 @@ def test_pretraining_survives_kills(tiny: Any, scripts: Any, tmp_path: Path, ran
         ("--precision", "bf16", "--loop.num_workers", "2"),
         ("--loop.gradient_checkpointing", "true", "--loop.num_workers", "1"),
         ("--loop.micro_batch_tokens", "120", "--loop.gradient_accumulation_steps", "2"),
+        ("--loop.sharded", "true", "--precision", "bf16"),
     ],
-    ids=["bf16 and workers", "gradient checkpointing", "batches by tokens"],
+    ids=["bf16 and workers", "gradient checkpointing", "batches by tokens", "sharded"],
 )
 def test_every_path_survives_kills(tiny: Any, scripts: Any, tmp_path: Path, path: tuple[str, ...]) -> None:
     arguments = ["pretrain/run.py", *tiny.pretrain, *path]

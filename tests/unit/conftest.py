@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from vidsim.data.arrow import Videos, open_videos
 from vidsim.data.manifest import StreamInfo
 from vidsim.data.shards import ShardWriter, write_manifest
 from vidsim.data.tokenization import load_tokenizer
+from vidsim.modeling.build import ModelConfig, build_encoder, build_processor, save_encoder
 
 FRAME_DIM = 6
 NUM_VIDEOS = 24
@@ -65,3 +67,19 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> SmallData:
     lines = [f"{first}\t{second}\t{generator.integers(0, 11) / 10}" for first, second in pairs]
     (folder / "pairs.tsv").write_text("id1\tid2\tscore\n" + "\n".join(lines) + "\n", encoding="utf-8")
     return SmallData(folder)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(small_data: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an untrained encoder for `small_data`; embeddings of width 4, hidden states of width 8."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    sizes: dict[str, Any] = {"hidden_size": 8, "num_layers": 2, "num_heads": 2, "embedding_dim": 4}
+    config = ModelConfig(**sizes, max_title_tokens=4, max_frames=4, dropout=0.2)
+    tokenizer, streams = small_data.tokenizer(), small_data.videos.streams
+    torch.manual_seed(0)
+    encoder, _ = build_encoder(config, tokenizer, streams)
+    with torch.no_grad():  # untrained embeddings are all alike: spread them
+        encoder.embedding_head.projection.weight.mul_(50)
+        encoder.streams["frames"].projection.weight.mul_(30)
+    save_encoder(encoder, build_processor(config, tokenizer, streams), folder)
+    return folder

@@ -13,8 +13,9 @@ import pytest
 import scipy.sparse
 
 from vidsim.common.errors import UserError
+from vidsim.data import cowatch
 from vidsim.data.cowatch import CowatchConfig, build_graph, feature_ids, main
-from vidsim.data.cowatch_graph import CowatchGraph, is_eval, read_graph, triplets_of
+from vidsim.data.cowatch_graph import EVAL, TRAIN, VALIDATION, CowatchGraph, parts_of, read_graph, triplets_of
 from vidsim.data.cowatch_sessions import SessionColumns
 
 Watch = tuple[str, str, float]
@@ -70,9 +71,37 @@ def test_gap_window_and_threshold(tmp_path: Path) -> None:
         folder = tmp_path / str(number)
         folder.mkdir()
         assert edges_of(graph_of(folder, watches, **config)) == expected
-    with pytest.raises(UserError, match=r"no pair of videos was watched together 1 times.*\(0 pairs"):
+    with pytest.raises(
+        UserError, match=r"no pair of videos was watched together with a weight of 1 or more.*\(0 pairs"
+    ):
         graph_of(tmp_path, watches, gap=0.5)
     assert not (tmp_path / "graph").exists()
+
+
+def test_a_session_gives_every_pair_its_share(tmp_path: Path) -> None:
+    matrix = scipy.sparse.csr_array(np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 1]]))
+    scipy.sparse.save_npz(tmp_path / "m.npz", matrix)
+    arguments = [str(tmp_path / "m.npz"), "--unordered", "--weighting", "session", "--min_weight", ".3"]
+    assert main([*arguments, "--out", str(tmp_path / "g")]) == 0
+    third = pytest.approx(1 / 3, abs=1e-9)
+    expected = {("0", "1"): pytest.approx(4 / 3, abs=1e-9)} | {
+        pair: third for pair in (("0", "2"), ("0", "3"), ("1", "2"), ("1", "3"), ("2", "3"))
+    }
+    assert edges_of(read_graph(tmp_path / "g")) == expected
+    assert main([*arguments, "--out", str(tmp_path / "h"), "--min_weight", "1"]) == 0
+    assert edges_of(read_graph(tmp_path / "h")) == {("0", "1"): pytest.approx(4 / 3, abs=1e-9)}
+
+
+@pytest.mark.parametrize("unordered", [[], ["--unordered"]])
+def test_shares_do_not_depend_on_the_buckets(tmp_path: Path, unordered: list[str]) -> None:
+    source = write(tmp_path / "w.parquet", random_watches(600, seed=7))
+    columns = SessionColumns(time=None if unordered else "time")
+    config = CowatchConfig(min_weight=0.05, weighting="session")
+    for name, rows_per_bucket in (("one", 10**6), ("many", 7)):
+        build_graph([source], tmp_path / name, columns, config, rows_per_bucket=rows_per_bucket)
+    one, many = (read_graph(tmp_path / name) for name in ("one", "many"))
+    assert edges_of(one) == edges_of(many)
+    assert len(np.unique(one.weights)) > 5
 
 
 def test_a_session_column_divides_a_users_watches(tmp_path: Path) -> None:
@@ -112,7 +141,10 @@ def test_any_number_of_buckets_gives_the_brute_force_graph(tmp_path: Path, rows_
 
 
 @pytest.mark.parametrize("rows_per_bucket", [7, 10**6])
-def test_sets_in_any_number_of_buckets_give_the_brute_force_graph(tmp_path: Path, rows_per_bucket: int) -> None:
+def test_sets_in_any_number_of_buckets_give_the_brute_force_graph(
+    tmp_path: Path, rows_per_bucket: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cowatch, "_LINKS_AT_ONCE", 50)
     watches = random_watches(600, seed=6)
     source = write(tmp_path / "w.parquet", watches)
     config = CowatchConfig(min_weight=2)
@@ -124,36 +156,43 @@ def test_sets_in_any_number_of_buckets_give_the_brute_force_graph(tmp_path: Path
     assert edges_of(read_graph(tmp_path / "g")) == {pair: count for pair, count in counts.items() if count > 1}
 
 
-def test_no_eval_video_is_in_any_training_triplet(tmp_path: Path) -> None:
+def test_no_held_out_video_is_in_any_training_triplet(tmp_path: Path) -> None:
     graph = graph_of(tmp_path, random_watches(3000, seed=4), gap=None)
     counts = graph.manifest["counts"]
     training = graph.training_edges()
     assert len(training) == counts["train_edges"] > 50
     assert 0.15 < counts["eval_videos"] / counts["videos"] < 0.45
-    assert (graph.is_eval == is_eval(graph.ids, 0.3, 0)).all()
+    assert counts["validation_videos"] == (graph.part == VALIDATION).sum() > 2
+    assert (graph.part == parts_of(graph.ids, 0.3, 0.1, 0)).all()
+    ends = graph.part[graph.edges]
+    for part, name in ((VALIDATION, "validation"), (EVAL, "eval")):
+        assert counts[f"{name}_edges"] == ((ends == TRAIN).any(axis=0) & (ends == part).any(axis=0)).sum() > 10
     edges = {tuple(pair) for pair in graph.edges.T.tolist()}
     previous = None
     for epoch in range(3):
         anchor, positive, negative = triplets_of(graph, training, epoch, seed=1)
-        assert not graph.is_eval[[anchor, positive, negative]].any()
+        assert (graph.part[[anchor, positive, negative]] == TRAIN).all()
         assert all((min(a, p), max(a, p)) in edges for a, p in zip(anchor, positive, strict=True))
         assert ((negative != anchor) & (negative != positive)).all()
         assert len(np.unique(negative)) > 20
         assert 0 < (anchor < positive).mean() < 1
         assert previous is None or (negative != previous).any()
         previous = negative
-    across = np.flatnonzero(graph.is_eval[graph.edges].any(axis=0))
-    with pytest.raises(ValueError, match="eval part"):
-        triplets_of(graph, across[:1], 0, 0)
+    for part in (VALIDATION, EVAL):
+        across = np.flatnonzero((ends == part).any(axis=0))
+        with pytest.raises(ValueError, match="held-out video"):
+            triplets_of(graph, across[:1], 0, 0)
 
 
 def test_the_split_is_of_the_id_and_the_seed_alone() -> None:
     ids = [f"v{number}" for number in range(4000)]
-    part = is_eval(ids, 0.3, 5)
-    assert abs(part.mean() - 0.3) < 0.03
-    assert (is_eval(ids[::-1], 0.3, 5)[::-1] == part).all()
-    assert (is_eval(ids, 0.3, 6) != part).any()
-    assert (part <= is_eval(ids, 0.5, 5)).all()  # a larger share only adds
+    part = parts_of(ids, 0.3, 0.1, 5)
+    assert abs((part == EVAL).mean() - 0.3) < 0.03
+    assert abs((part == VALIDATION).mean() - 0.1) < 0.02
+    assert (parts_of(ids[::-1], 0.3, 0.1, 5)[::-1] == part).all()
+    assert (parts_of(ids, 0.3, 0.1, 6) != part).any()
+    assert ((part == EVAL) <= (parts_of(ids, 0.5, 0.1, 5) == EVAL)).all()  # a larger share only adds
+    assert ((part == EVAL) == (parts_of(ids, 0.3, 0.0, 5) == EVAL)).all()  # validation is cut out of train
 
 
 def test_neighbours_of_the_graph(tmp_path: Path) -> None:
@@ -247,7 +286,8 @@ def test_an_existing_folder_and_bad_settings_are_refused(tmp_path: Path) -> None
     source = write(tmp_path / "w.parquet", [("u", "a", 0.0), ("u", "b", 1.0)])
     with pytest.raises(UserError, match="is there already"):
         main([str(source), "--out", str(tmp_path)])
-    for option, value in (("--gap", "0"), ("--window", "0"), ("--eval_fraction", "1"), ("--max_session", "1")):
+    bad = {"gap": "0", "window": "0", "eval_fraction": "1", "validation_fraction": ".7", "max_session": "1"}
+    for option, value in ((f"--{name}", value) for name, value in (bad | {"min_weight": "0"}).items()):
         with pytest.raises(UserError, match=option):
             main([str(source), "--out", str(tmp_path / "g"), option, value])
     with pytest.raises(UserError, match="go together"):

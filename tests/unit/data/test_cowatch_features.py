@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vidsim.common.errors import UserError
-from vidsim.data.cowatch_features import on_features, open_features
-from vidsim.data.cowatch_graph import CowatchGraph, is_eval
+from vidsim.data.cowatch_features import open_features
+from vidsim.data.cowatch_graph import CowatchGraph, on_videos, parts_of
 from vidsim.data.embeddings import write_embeddings
 
 
@@ -30,6 +30,21 @@ def test_streams_of_several_kinds_are_brought_into_one_order(tmp_path: Path) -> 
     assert taken["visual"].tolist() == [[9, 10, 11], [0, 1, 2]]
     assert taken["audio"].tolist() == [[0, 1], [4, 5]]
     assert taken["visual"].dtype == np.float32
+
+
+def test_frames_are_read_as_their_means(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).standard_normal((600, 3, 2)).astype(np.float16)
+    features = open_features({"frames": save(tmp_path / "f.npy", frames)})
+    assert features.dims == {"frames": 2}
+    videos = np.array([599, 0, 300])
+    np.testing.assert_allclose(
+        features.take(videos)["frames"], frames[videos].astype(np.float32).mean(axis=1), atol=1e-6
+    )
+    (_, block), *_ = features.blocks(np.arange(600))
+    np.testing.assert_allclose(block["frames"], frames.astype(np.float32).mean(axis=1), atol=1e-6)
+    frames[401, 2, 1] = np.inf
+    with pytest.raises(UserError, match="video 401 holds NaN or infinity"):
+        open_features({"frames": save(tmp_path / "f.npy", frames)})
 
 
 def test_row_numbers_are_ids_where_none_are_given(tmp_path: Path) -> None:
@@ -67,18 +82,19 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
 
 def test_the_graph_is_renumbered_and_videos_without_features_are_named(tmp_path: Path) -> None:
     ids = [str(number) for number in range(20)]
-    settings = {"settings": {"eval_fraction": 0.3, "seed": 1}}
+    fractions = {"eval_fraction": 0.3, "validation_fraction": 0.1, "seed": 1}
+    settings = {"settings": fractions}
     some = ["7", "3", "5"]
     edges = np.array([[0, 1], [1, 2]])
-    graph = CowatchGraph(some, is_eval(some, 0.3, 1), edges, np.array([2, 3]), settings)
+    graph = CowatchGraph(some, parts_of(some, **fractions), edges, np.array([2, 3]), settings)
     features = open_features({"v": save(tmp_path / "v.npy", np.zeros((20, 2), dtype=np.float32))})
-    placed = on_features(graph, features)
+    placed = on_videos(graph, features.ids)
     assert placed.ids == ids
     assert placed.edges.tolist() == [[7, 3], [3, 5]]
-    assert (placed.is_eval == is_eval(ids, 0.3, 1)).all()
+    assert (placed.part == parts_of(ids, **fractions)).all()
     few = open_features({"v": save(tmp_path / "few.npy", np.zeros((6, 2), dtype=np.float32))})
     with pytest.raises(UserError, match=r"1 of its 3 videos have no features: 7"):
-        on_features(graph, few)
-    forged = CowatchGraph(some, ~graph.is_eval, edges, graph.weights, settings)
+        on_videos(graph, few.ids)
+    forged = CowatchGraph(some, (graph.part + 1) % 3, edges, graph.weights, settings)
     with pytest.raises(UserError, match="do not follow"):
-        on_features(forged, features)
+        on_videos(forged, features.ids)

@@ -11,7 +11,8 @@ import torch
 from accelerate.utils import DynamoBackend
 
 from vidsim.common.errors import UserError
-from vidsim.engine.accelerator import banner_lines, make_accelerator, package_path, version_of
+from vidsim.engine.accelerator import banner_lines, make_accelerator
+from vidsim.engine.installed import package_path, version_of
 
 RANKS = """
 import os

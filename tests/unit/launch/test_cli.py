@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from importlib.metadata import version
@@ -14,7 +15,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for commands in COMMANDS.values():
         for name, line in commands.items():
-            assert f"  {name:<16} {line}\n" in text
+            assert f"  {name:<19} {line}\n" in text
 
 
 def test_no_command_prints_the_help_as_an_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,6 +41,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_command_names_the_closest(word: str, fix: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([word, "--debug"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"error: '{word}' is not a vidsim command. Fix: {fix}"
+    assert gc.isenabled()  # it is paused while a command is imported
 
 
 def test_help_imports_no_torch() -> None:

@@ -16,6 +16,7 @@ import pytest
 from vidsim.engine.optimizer import parameter_groups
 from vidsim.engine.settings import Settings, parse_settings
 from vidsim.finetune.config import FinetuneConfig
+from vidsim.finetune.cowatch_config import CowatchConfig
 from vidsim.finetune.tasks.similarity import SimilarityModule
 from vidsim.modeling.build import build_encoder
 from vidsim.modeling.config import max_text_tokens
@@ -32,12 +33,15 @@ OVERLAYS = {
 }
 ALONE = [path.stem for path in sorted((RECIPES / "pretrain").glob("*.yaml")) if path.stem not in OVERLAYS]
 PRETRAIN = [(name,) for name in ALONE] + [(base, overlay) for overlay, bases in OVERLAYS.items() for base in bases]
+COWATCH = [("cowatch",), ("cowatch_published",), ("cowatch_encoder",)]
 FINETUNE = [("demo",), ("published",), ("similarity",), ("published", "scaled_down"), ("similarity", "scaled_down")]
 
 
 @cache
 def read(room: str, *names: str) -> Settings:
-    schema = PretrainConfig if room == "pretrain" else FinetuneConfig
+    schema: type = PretrainConfig if room == "pretrain" else FinetuneConfig
+    if names in COWATCH:
+        schema = CowatchConfig
     arguments = [part for name in names for part in ("--config", str(RECIPES / room / f"{name}.yaml"))]
     return parse_settings(schema, arguments, prog=room, description="")
 
@@ -50,14 +54,14 @@ def job(name: str, *overlays: str) -> PretrainConfig:
 def test_every_recipe_is_tested() -> None:
     found = {(path.parent.name, path.stem) for path in RECIPES.rglob("*.yaml") if path.parent.name != "ablations"}
     tested = {("pretrain", name) for names in PRETRAIN for name in names}
-    tested |= {("finetune", name) for names in FINETUNE for name in names}
+    tested |= {("finetune", name) for names in FINETUNE + COWATCH for name in names}
     assert found == tested
     assert set(JOBS) < set(ALONE)
 
 
 @pytest.mark.parametrize(
     ("room", "names"),
-    [*product(["pretrain"], PRETRAIN), *product(["finetune"], FINETUNE)],
+    [*product(["pretrain"], PRETRAIN), *product(["finetune"], FINETUNE + COWATCH)],
     ids=lambda value: value if isinstance(value, str) else "+".join(value),
 )
 def test_a_recipe_and_what_a_run_stores_of_it_are_the_same(room: str, names: tuple[str, ...], tmp_path: Path) -> None:
@@ -81,6 +85,19 @@ def test_pretraining_recipes_are_consistent(names: tuple[str, ...]) -> None:
 def test_finetuning_recipes_are_consistent(names: tuple[str, ...], tmp_path: Path) -> None:
     config = read("finetune", *names).config
     replace(config, init_from=str(tmp_path)).validate()
+
+
+@pytest.mark.parametrize("names", COWATCH, ids="+".join)
+def test_cowatch_recipes_are_consistent(names: tuple[str, ...]) -> None:
+    read("finetune", *names).config.validate()
+
+
+def test_published_cowatch() -> None:
+    """Lee et al. 2018, §3.2.2 and §4.1.1."""
+    config: CowatchConfig = read("finetune", "cowatch_published").config
+    task = config.task
+    assert (task.fusion, task.hidden, task.embedding_dim) == ("late", [4000], 256)
+    assert (task.loss, task.mining, task.margin, config.loop.micro_batch_size) == ("hinge", "semihard", 0.1, 7200)
 
 
 class Job(NamedTuple):

@@ -5,13 +5,14 @@ import pytest
 from sklearn.metrics import average_precision_score, label_ranking_average_precision_score, ndcg_score
 
 from vidsim.common.errors import UserError
+from vidsim.modeling import ranking_metrics
 from vidsim.modeling.ranking_metrics import (
     average_precision,
+    metrics_of_vectors,
     ndcg_at_k,
     ranked_by_rows,
     ranked_by_scores,
     recall_at_k,
-    reciprocal_rank,
 )
 
 
@@ -56,7 +57,7 @@ def test_average_precision_equals_sklearn(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_recall_and_reciprocal_rank_equal_counting(seed: int) -> None:
+def test_recall_equals_counting(seed: int) -> None:
     scores, ratings = random_case(seed)
     ranked = ranked_by_scores(scores, ratings)
     for query, (row, truth) in enumerate(zip(scores, ratings, strict=True)):
@@ -65,8 +66,6 @@ def test_recall_and_reciprocal_rank_equal_counting(seed: int) -> None:
         for k in (1, 7, 60):
             expected = len(relevant & set(order[:k])) / len(relevant)
             assert recall_at_k(ranked, ratings, k)[query] == pytest.approx(expected)
-        first = next(place for place, item in enumerate(order, 1) if item in relevant)
-        assert reciprocal_rank(ranked, ratings)[query] == pytest.approx(1 / first)
 
 
 SCORES = [[0.9, 0.8, -0.1, 0.7], [0.2, 0.5, 0.5, 0.1]]
@@ -78,7 +77,6 @@ def test_by_hand() -> None:
     ranked = ranked_by_scores(SCORES, RELEVANT)
     assert ranked.tolist() == [[0, 1, 1, 0], [0, 1, 0, 0]]
     assert [recall_at_k(ranked, RELEVANT, k).tolist() for k in (1, 2, 3, 9)] == [[0, 0], [0.5, 1], [1, 1], [1, 1]]
-    assert reciprocal_rank(ranked, RELEVANT).tolist() == [0.5, 0.5]
     assert average_precision(ranked, RELEVANT) == pytest.approx([(1 / 2 + 2 / 3) / 2, 1 / 2])
     assert average_precision(ranked, RELEVANT, 2) == pytest.approx([(1 / 2) / 2, 1 / 2])
     two, three = 1 / np.log2(3), 1 / np.log2(4)
@@ -94,7 +92,6 @@ def test_found_rows_are_looked_up() -> None:
     assert ranked.tolist() == [[0, 4, 0, 0], [0, 0, 0, 1]]
     assert ideal.tolist() == [[4, 1], [1, 0]]
     assert recall_at_k(ranked, ideal, 4).tolist() == [0.5, 1.0]
-    assert reciprocal_rank(ranked[:, :2], ideal).tolist() == [0.5, 0.0]
     # A list cut at k against the whole order.
     scores, ratings = random_case(1)
     order = np.argsort(-scores, axis=1)[:, :10]
@@ -102,6 +99,46 @@ def test_found_rows_are_looked_up() -> None:
     ranked, ideal = ranked_by_rows(order, relevant)
     whole = ndcg_at_k(ranked_by_scores(scores, ratings), ratings, 10, gain="exponential")
     np.testing.assert_allclose(ndcg_at_k(ranked, ideal, 10, gain="exponential"), whole)
+
+
+def random_vectors(num_queries: int, num_candidates: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Whole numbers, so that many scores are equal; and what is relevant."""
+    generator = np.random.default_rng(0)
+    queries = generator.integers(-2, 3, (num_queries, 5)).astype(np.float32)
+    candidates = generator.integers(-2, 3, (num_candidates, 5)).astype(np.float32)
+    relevant = generator.random((num_queries, num_candidates)) < 0.1
+    relevant[:, 3] = True
+    return queries, candidates, relevant
+
+
+@pytest.mark.parametrize("block", [1, 100, 2**21])
+@pytest.mark.parametrize("k", [1, 10, 37, 50])
+def test_metrics_of_vectors_are_those_of_all_scores(k: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking_metrics, "_SCORES_AT_ONCE", block)
+    queries, candidates, relevant = random_vectors(60, 37)
+    found = metrics_of_vectors(queries, candidates, *relevant.nonzero(), k)
+    scores = queries @ candidates.T
+    assert len(np.unique(scores)) < 60  # ties
+    ranked = ranked_by_scores(scores, relevant)
+    np.testing.assert_allclose(found[f"ndcg@{k}"], ndcg_at_k(ranked, relevant, k, gain="exponential"))
+    np.testing.assert_allclose(found[f"recall@{k}"], recall_at_k(ranked, relevant, k))
+    np.testing.assert_allclose(found["map"], average_precision(ranked, relevant))
+
+
+def test_vectors_by_hand() -> None:
+    rows, columns = np.array([0, 0]), np.array([1, 2])
+    one = np.ones((1, 1), dtype=np.float32)
+    found = metrics_of_vectors(one, np.array([[3], [2], [1]], dtype=np.float32), rows, columns, 2)
+    assert found["recall@2"].tolist() == [0.5]
+    assert found["ndcg@2"] == pytest.approx([(1 / np.log2(3)) / (1 + 1 / np.log2(3))])
+    assert found["map"] == pytest.approx([(1 / 2 + 2 / 3) / 2])
+    # All alike: the irrelevant one stands first.
+    level = np.ones((3, 1), dtype=np.float32)
+    assert metrics_of_vectors(one, level, rows, columns, 1)["recall@1"].tolist() == [0.0]
+    with pytest.raises(UserError, match="not finite"):
+        metrics_of_vectors(one * np.nan, level, rows, columns, 1)
+    with pytest.raises(UserError, match="1 of 2 queries have no relevant item"):
+        metrics_of_vectors(np.ones((2, 1), dtype=np.float32), level, rows, columns, 1)
 
 
 def test_bad_input_is_refused() -> None:
@@ -117,11 +154,11 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(UserError, match=r"must both be \[Q, N\]"):
         ranked_by_scores(SCORES, [[True]])
     with pytest.raises(UserError, match="negative or not finite"):
-        reciprocal_rank([[-1.0]], [[1.0]])
+        recall_at_k([[-1.0]], [[1.0]], 1)
     with pytest.raises(UserError, match="more relevant items were found than there are"):
         average_precision([[1, 1]], [[1, 0]])
     with pytest.raises(UserError, match=r"must be \[Q, K\] and \[Q, M\]"):
-        reciprocal_rank([[1.0]], [[1.0], [1.0]])
+        recall_at_k([[1.0]], [[1.0], [1.0]], 1)
     with pytest.raises(UserError, match="record 0: a row was found twice"):
         ranked_by_rows([[3, 3]], [{3: 1.0}])
     with pytest.raises(UserError, match="record 0: a relevance is not above 0"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vidsim.common.errors import UserError
-from vidsim.data.embeddings import write_embeddings
+from vidsim.data.embeddings import read_embeddings, write_embeddings
 from vidsim.retrieval import search
 from vidsim.retrieval.build import main
 from vidsim.retrieval.index import VectorIndex
@@ -42,8 +42,18 @@ def test_index_and_embeddings_find_the_same(folder: Path, capsys: pytest.Capture
     assert main([str(folder / "first"), str(folder / "second"), "--out", str(folder / "joined")]) == 0
     assert main([str(folder / "first"), "--out", str(folder / "grown")]) == 0
     assert main([str(folder / "second"), "--out", str(folder / "grown"), "--add"]) == 0
+    (folder / "some.txt").write_text("v10\nv60\n")
+    write_embeddings(folder / "some", ["v10", "v60"], read_embeddings(folder / "all").vectors[[10, 60]])
+    assert main([str(folder / "all"), "--out", str(folder / "changed")]) == 0
+    assert main(["--out", str(folder / "changed"), "--remove", str(folder / "some.txt")]) == 0
+    assert len(VectorIndex.load(folder / "changed")) == NUM - 2
+    assert main([str(folder / "some"), "--out", str(folder / "changed"), "--add"]) == 0
+    assert (
+        main([str(folder / "some"), "--out", str(folder / "changed"), "--add", "--remove", str(folder / "some.txt")])
+        == 0
+    )
     expected = found(folder, "all", capsys)
-    for name in ("index", "joined", "grown"):
+    for name in ("index", "joined", "grown", "changed"):
         assert found(folder, name, capsys) == expected
 
 
@@ -76,13 +86,13 @@ def test_faults_are_named(folder: Path) -> None:
         main([str(folder / "all"), *index, "--add"])
     assert not (folder / "index").exists()
     main([str(folder / "first"), *index])
-    with pytest.raises(UserError, match=r"there is an index already\. Fix: give --add or --overwrite"):
+    with pytest.raises(UserError, match=r"there is an index already\. Fix: give --add, --remove or --overwrite"):
         main([str(folder / "all"), *index])
     with pytest.raises(UserError, match="--add: keeps the settings of the index"):
         main([str(folder / "second"), *index, "--add", "--kind", "large"])
     with pytest.raises(UserError, match="is of another model than"):
         main([str(folder / "other.parquet"), *index, "--add"])
-    with pytest.raises(UserError, match=r"vectors are \[1, 5\], the index is of width 8"):
+    with pytest.raises(UserError, match=r"holds vectors of width 8, those of .*narrow.parquet have 5"):
         main([str(folder / "narrow.parquet"), *index, "--add"])
     with pytest.raises(UserError, match="50 ids are in the index already"):
         main([str(folder / "all"), *index, "--add"])
@@ -91,3 +101,27 @@ def test_faults_are_named(folder: Path) -> None:
     assert len(VectorIndex.load(folder / "index")) == 50
     main([str(folder / "all"), *index, "--overwrite", "--kind", "compact"])
     assert len(VectorIndex.load(folder / "index")) == NUM
+
+
+def test_a_removal_that_goes_wrong_changes_nothing(folder: Path) -> None:
+    index = ["--out", str(folder / "index")]
+    main([str(folder / "first"), *index])
+    before = {path.name: path.read_bytes() for path in (folder / "index").iterdir()}
+    ids = folder / "ids.txt"
+    remove = ["--remove", str(ids)]
+    for text, arguments, message in [
+        ("v1\nv60\n", remove, "1 ids are not among the 50 of the index: v60"),
+        ("v1\nv1\n", remove, "1 ids occur more than once: v1"),
+        ("v1\n", [str(folder / "narrow.parquet"), "--add", *remove], "holds vectors of width 8"),
+        ("v1\n", [str(folder / "all"), "--add", *remove], "49 ids are in the index already: v0, v2"),
+        ("v1\n", [str(folder / "second"), *remove], "--remove: embeddings are added with --add only"),
+        ("v1\n", ["--kind", "large", *remove], "--remove: keeps the settings of the index"),
+        ("v1\n", ["--overwrite", *remove], "--remove: keeps the settings of the index"),
+        ("v1\n", ["--metadata", str(folder / "meta.csv"), *remove], "--metadata: goes with embeddings"),
+        ("v1\n", ["--add"], "there are no embeddings"),
+        ("v1\n", [], "there are no embeddings"),
+    ]:
+        ids.write_text(text)
+        with pytest.raises(UserError, match=message):
+            main([*arguments, *index])
+    assert {path.name: path.read_bytes() for path in (folder / "index").iterdir()} == before

@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, vectors: np.ndarray) -> Pat
     folder = tmp_path_factory.mktemp("related")
     write_embeddings(folder / "emb", [f"v{number}" for number in range(NUM)], vectors)
     for kind in ("exact", "compact", "large"):
-        options = ["--kind", kind, "--num_lists", "8"] if kind == "large" else ["--kind", kind]
+        options = ["--kind", kind]
         make_index([str(folder / "emb"), "--out", str(folder / kind), *options])
     return folder
 

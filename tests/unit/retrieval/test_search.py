@@ -7,94 +7,11 @@ import numpy as np
 import pytest
 
 from vidsim.common.errors import UserError
-from vidsim.data.embeddings import Embeddings, write_embeddings
+from vidsim.data.embeddings import write_embeddings
 from vidsim.data.manifest import StreamInfo
 from vidsim.data.shards import ShardWriter, write_manifest
-from vidsim.retrieval import search as module
-from vidsim.retrieval.search import ExactIndex, find_similar, main
-
-
-def random_vectors(num: int, dim: int = 8, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((num, dim)).astype(np.float32) * 5
-
-
-def brute_force(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    units = [rows.astype(np.float64) / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (queries, vectors)]
-    scores = units[0] @ units[1].T
-    rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return rows, np.take_along_axis(scores, rows, axis=1)
-
-
-@pytest.mark.parametrize("k", [1, 7, 200])
-def test_equal_to_brute_force(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
-    monkeypatch.setattr(module, "_BLOCK_SCORES", 1000)  # several blocks of queries
-    vectors, queries = random_vectors(200), random_vectors(23, seed=1)
-    rows, scores = ExactIndex([str(i) for i in range(200)], vectors).search(queries, k)
-    expected_rows, expected_scores = brute_force(vectors, queries, k)
-    np.testing.assert_array_equal(rows, expected_rows)
-    np.testing.assert_allclose(scores, expected_scores, atol=1e-6)
-    assert (rows.dtype, scores.dtype) == (np.int64, np.float32)
-
-
-def test_ties_keep_the_order_of_the_ids() -> None:
-    vectors = np.tile(random_vectors(1), (50, 1)) * np.array([[1], [2]] * 25, np.float32)
-    vectors[20] = -vectors[20]
-    rows, scores = ExactIndex([str(i) for i in range(50)], vectors).search(vectors[:1], 30)
-    assert rows[0].tolist() == [i for i in range(31) if i != 20]
-    np.testing.assert_allclose(scores, 1, atol=1e-6)
-
-
-def test_exact_duplicates_tie_wherever_they_stand() -> None:
-    vectors = random_vectors(1001, 33)
-    vectors[[900, 13, 500]] = vectors[7]
-    rows, _ = ExactIndex([str(i) for i in range(1001)], vectors).search(vectors[7:8], 4)
-    assert rows[0].tolist() == [7, 13, 500, 900]
-
-
-def test_self_is_left_out_and_k_is_bounded() -> None:
-    vectors = random_vectors(6)
-    index = ExactIndex(list("abcdef"), vectors)
-    rows, _ = index.search(vectors[[2, 4]], 99, exclude=[2, 4])
-    assert rows.shape == (2, 5)
-    assert 2 not in rows[0]
-    assert 4 not in rows[1]
-    rows, _ = index.search(vectors[[2]], 3, exclude=[-1])
-    assert rows[0, 0] == 2
-    alone = ExactIndex(["a"], vectors[:1])
-    assert alone.search(vectors[:1], 3, exclude=[0])[0].shape == (1, 0)
-
-
-def test_unit_vectors_are_not_copied() -> None:
-    vectors = np.eye(4, dtype=np.float32)
-    assert ExactIndex(list("abcd"), vectors).vectors is vectors
-
-
-@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
-def test_vectors_without_a_direction_are_named(bad: float) -> None:
-    vectors = random_vectors(4)
-    vectors[2] = bad
-    with pytest.raises(UserError, match="1 vectors are zero or not finite: c"):
-        ExactIndex(list("abcd"), vectors)
-    with pytest.raises(UserError, match="not finite: query 2"):
-        ExactIndex(list("ab"), random_vectors(2)).search(vectors, 1)
-
-
-def test_faults_are_named() -> None:
-    index = ExactIndex(["1234567890", "1234567891", "77"], random_vectors(3))
-    with pytest.raises(UserError, match=r"no video has the id '1234567892' among 3\. Fix: did you mean 123456789"):
-        index.row_of("1234567892")
-    with pytest.raises(UserError, match="Fix: name an id of these embeddings"):
-        index.row_of("zzz")
-    with pytest.raises(UserError, match="queries have width 5, the index 8"):
-        index.search(random_vectors(1, 5), 1)
-    with pytest.raises(UserError, match="must be at least 1, not 0"):
-        index.search(random_vectors(1), 0)
-    with pytest.raises(UserError, match="1 rows to exclude for 2 queries"):
-        index.search(random_vectors(2), 1, exclude=[0])
-    with pytest.raises(UserError, match="2 ids for 3 vectors"):
-        ExactIndex(list("ab"), random_vectors(3))
-    with pytest.raises(UserError, match="1 ids occur more than once"):
-        ExactIndex(list("aab"), random_vectors(3))
+from vidsim.retrieval.build import main as make_index
+from vidsim.retrieval.search import main
 
 
 def angles(*degrees: float) -> np.ndarray:
@@ -102,15 +19,55 @@ def angles(*degrees: float) -> np.ndarray:
     return np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
 
 
-def test_find_similar_by_hand() -> None:
-    emb = Embeddings(list("abcd"), angles(0, 60, 10, 180))
-    [first, second] = find_similar(emb, ["a", "d"], 2)
-    assert [video for video, _ in first] == ["c", "b"]
-    assert [score for _, score in first] == pytest.approx([np.cos(np.deg2rad(10)), 0.5], abs=1e-6)
-    assert second == [
-        ("b", pytest.approx(-0.5, abs=1e-6)),
-        ("c", pytest.approx(-np.cos(np.deg2rad(10)), abs=1e-6)),
-    ]
+def test_command_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_embeddings(tmp_path / "emb", list("abcd"), angles(0, 60, 10, 180))
+    main([str(tmp_path / "emb"), "--query", "a", "d", "-k", "2", "--json"])
+    [first, second] = [one["results"] for one in json.loads(capsys.readouterr().out)]
+    assert [hit["id"] for hit in first] == ["c", "b"]
+    assert [hit["score"] for hit in first] == pytest.approx([np.cos(np.deg2rad(10)), 0.5], abs=1e-6)
+    assert [hit["id"] for hit in second] == ["b", "c"]
+    assert [hit["score"] for hit in second] == pytest.approx([-0.5, -np.cos(np.deg2rad(10))], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", [None, "exact", "compact", "large"])
+def test_new_videos_are_looked_for_by_their_vectors(
+    kind: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_embeddings(tmp_path / "emb", list("abcd"), angles(0, 60, 10, 180), {"model": "m"})
+    write_embeddings(tmp_path / "new", ["new", "a"], angles(59, 1), {"model": "m"})
+    np.save(tmp_path / "one.npy", angles(59)[0] * 7)
+    np.save(tmp_path / "two.npy", angles(59, 1).astype(np.float64))
+    source = str(tmp_path / "emb")
+    if kind is not None:
+        source = str(tmp_path / "index")
+        make_index([str(tmp_path / "emb"), "--out", source, "--kind", kind])
+        capsys.readouterr()
+
+    def found(*options: str) -> list[tuple[str, list[str]]]:
+        assert main([source, "-k", "2", "--json", *options]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        return [(one["query"], [hit["id"] for hit in one["results"]]) for one in answer]
+
+    # Who is there already under the same id is not its own neighbour.
+    assert found("--queries", str(tmp_path / "new")) == [("new", ["b", "c"]), ("a", ["c", "b"])]
+    assert found("--vector", str(tmp_path / "one.npy")) == [("query 0", ["b", "c"])]
+    assert found("--vector", str(tmp_path / "two.npy")) == [("query 0", ["b", "c"]), ("query 1", ["a", "c"])]
+    np.save(tmp_path / "wide.npy", np.ones(3, np.float32))
+    write_embeddings(tmp_path / "other", ["new"], angles(59), {"model": "another"})
+    np.save(tmp_path / "whole.npy", np.ones(2, np.int64))
+    (tmp_path / "pickle.npy").write_bytes(b"\x80\x04N.")
+    for option, name, message in [
+        ("--vector", "wide.npy", r"holds vectors of width 2, those of .*wide\.npy have 3\. Fix: embed with the model"),
+        ("--vector", "whole.npy", r"whole\.npy: holds int64 \[1, 2\], not float"),
+        ("--vector", "pickle.npy", r"pickle\.npy: is no readable \.npy file"),
+        ("--queries", "other", "is of another model than .*other: cosines would mean nothing"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            found(option, str(tmp_path / name))
+    with pytest.raises(UserError, match="--vector: not allowed with argument --query"):
+        found("--query", "a", "--vector", "x.npy")
+    with pytest.raises(UserError, match="one of the arguments --query --queries --vector is required"):
+        found()
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,9 @@ import torch
 
 from vidsim.common.errors import UserError
 from vidsim.data.cowatch_features import FeatureStreams
-from vidsim.data.cowatch_graph import CowatchGraph
+from vidsim.data.cowatch_graph import EVAL, TRAIN, CowatchGraph
+from vidsim.finetune.cowatch_config import CowatchConfig
+from vidsim.finetune.cowatch_sources import FeatureSource
 from vidsim.finetune.tasks.cowatch import (
     ANCHOR,
     POSITIVE,
@@ -20,6 +22,7 @@ from vidsim.finetune.tasks.cowatch import (
     CowatchTaskConfig,
     TripletCollator,
     TripletRows,
+    embed,
 )
 from vidsim.modeling.towers import FusionTowers, TowersConfig
 
@@ -32,7 +35,8 @@ def graph() -> CowatchGraph:
     pairs = np.unique(np.sort(generator.integers(0, NUM_VIDEOS, (2, 120)), axis=0), axis=1)
     pairs = pairs[:, pairs[0] != pairs[1]]
     ids = [f"v{number}" for number in range(NUM_VIDEOS)]
-    return CowatchGraph(ids, np.arange(NUM_VIDEOS) % 4 == 0, pairs, np.ones(pairs.shape[1], dtype=np.int64), {})
+    part = np.where(np.arange(NUM_VIDEOS) % 4 == 0, EVAL, TRAIN).astype(np.int8)
+    return CowatchGraph(ids, part, pairs, np.ones(pairs.shape[1], dtype=np.int64), {})
 
 
 @pytest.fixture
@@ -50,21 +54,26 @@ def module_of(graph: CowatchGraph, **options: Any) -> CowatchModule:
     return CowatchModule(towers, config, graph.neighbours(graph.training_edges()))
 
 
+def collator_of(features: FeatureStreams) -> TripletCollator:
+    source = FeatureSource(CowatchConfig(graph="", features={"visual": "", "audio": ""}), features)
+    return TripletCollator(source.collate, source.ids)
+
+
 def batch_of(graph: CowatchGraph, features: FeatureStreams, numbers: range) -> dict[str, Any]:
     rows = TripletRows(graph, seed=3)
-    return TripletCollator(features)([rows[(0, number)] for number in numbers])
+    return collator_of(features)([rows[(0, number)] for number in numbers])
 
 
 def test_a_batch_holds_each_video_once_and_none_of_the_eval_part(graph: CowatchGraph, features: FeatureStreams) -> None:
     rows = TripletRows(graph, seed=3)
     assert len(rows) == len(graph.training_edges()) > 20
-    collator = copy.deepcopy(TripletCollator(features))
-    assert collator.features is features
+    collator = copy.deepcopy(collator_of(features))
+    assert collator.ids is features.ids
     triplets = [rows[(2, number)] for number in range(12)]
     batch = collator(triplets)
     videos = batch[VIDEOS].numpy()
     assert len(set(videos.tolist())) == len(videos)
-    assert not graph.is_eval[videos].any()
+    assert (graph.part[videos] == TRAIN).all()
     for number, row in enumerate(triplets):
         anchor, positive, negative = row["triplet"].tolist()
         assert videos[batch[ANCHOR][number]] == anchor
@@ -75,6 +84,21 @@ def test_a_batch_holds_each_video_once_and_none_of_the_eval_part(graph: CowatchG
     assert all(np.array_equal(batch[name].numpy(), taken[name]) for name in ("visual", "audio"))
 
 
+def test_edges_are_drawn_by_their_weight(graph: CowatchGraph) -> None:
+    training = graph.training_edges()
+    weights = np.zeros(len(graph.weights))
+    weights[training[:2]] = [3.0, 1.0]
+    weighted = CowatchGraph(graph.ids, graph.part, graph.edges, weights, {})
+    rows = TripletRows(weighted, seed=3, by_weight=True)
+    assert len(rows) == len(training)
+    drawn = [frozenset(rows[(epoch, n)]["triplet"][:2].tolist()) for epoch in range(40) for n in range(len(rows))]
+    first, second = (frozenset(graph.edges[:, edge].tolist()) for edge in training[:2])
+    assert set(drawn) == {first, second}
+    assert drawn.count(first) / len(drawn) == pytest.approx(0.75, abs=0.05)
+    again = TripletRows(weighted, seed=3, by_weight=True)
+    assert np.array_equal(rows[(39, 5)]["triplet"], again[(39, 5)]["triplet"])
+
+
 @pytest.mark.parametrize("mask_neighbours", [True, False])
 @pytest.mark.parametrize("mining", ["semihard", "hardest"])
 @pytest.mark.parametrize("loss", ["hinge", "log", "exponential"])
@@ -83,7 +107,7 @@ def test_the_loss_is_that_of_each_triplet_by_itself(
 ) -> None:
     module = module_of(graph, loss=loss, mining=mining, margin=0.2, mask_neighbours=mask_neighbours)
     batch = batch_of(graph, features, range(15))
-    embedding = module.embed(batch).detach()
+    embedding = embed(module.encoder, batch).detach()
     near = graph.neighbours(graph.training_edges())
     videos = batch[VIDEOS].tolist()
     total = 0.0
@@ -104,10 +128,31 @@ def test_the_loss_is_that_of_each_triplet_by_itself(
     assert module(batch, window)["triplet"].item() == pytest.approx(total / 15, rel=1e-4)
 
 
+@pytest.mark.parametrize("loss", ["contrastive", "cosent"])
+def test_the_other_losses_are_those_of_plain_sums(graph: CowatchGraph, features: FeatureStreams, loss: Any) -> None:
+    module = module_of(graph, loss=loss, mining="hardest", temperature=0.2)
+    batch = batch_of(graph, features, range(15))
+    embedding = embed(module.encoder, batch).detach().double()
+    near = graph.neighbours(graph.training_edges())
+    videos = batch[VIDEOS].tolist()
+    each, positives, negatives = [], [], []
+    for a, p in zip(batch[ANCHOR].tolist(), batch[POSITIVE].tolist(), strict=True):
+        allowed = [c for c in range(len(videos)) if c != a and videos[c] not in near.row(videos[a])]
+        cosine = embedding @ embedding[a]
+        each.append(-torch.log_softmax(cosine[[p, *allowed]] / 0.2, dim=0)[0].item())
+        if allowed:
+            positives.append(cosine[p].item())
+            negatives.append(max(cosine[allowed].tolist()))
+    differences = [(far - close) / 0.2 for far in negatives for close in positives]
+    expected = np.mean(each) if loss == "contrastive" else np.log1p(np.exp(differences).sum())
+    window = module.windows([batch], 0)[0]
+    assert module(batch, window)["triplet"].item() == pytest.approx(expected, rel=1e-4)
+
+
 def test_losses_of_micro_batches_are_divided_by_the_whole_step(graph: CowatchGraph, features: FeatureStreams) -> None:
     module = module_of(graph)
     batches = [batch_of(graph, features, range(8)), batch_of(graph, features, range(8, 12))]
-    assert [window.item() for window in module.windows(batches, 0)] == [12.0, 12.0]
+    assert [(count.item(), parts) for count, parts in module.windows(batches, 0)] == [(12.0, 2), (12.0, 2)]
     alone = module(batches[1], module.windows(batches[1:], 0)[0])["triplet"]
     together = module(batches[1], module.windows(batches, 0)[1])["triplet"]
     assert together.item() == pytest.approx(alone.item() / 3)
@@ -116,7 +161,8 @@ def test_losses_of_micro_batches_are_divided_by_the_whole_step(graph: CowatchGra
 def test_an_anchor_that_is_linked_to_everything_counts_as_nothing(features: FeatureStreams) -> None:
     everything = np.stack(np.triu_indices(4, 1))
     ids = features.ids
-    graph = CowatchGraph(ids, np.arange(NUM_VIDEOS) >= 4, everything, np.ones(6, dtype=np.int64), {})
+    part = np.where(np.arange(NUM_VIDEOS) >= 4, EVAL, TRAIN).astype(np.int8)
+    graph = CowatchGraph(ids, part, everything, np.ones(6, dtype=np.int64), {})
     module = module_of(graph)
     batch = batch_of(graph, features, range(6))
     loss = module(batch, module.windows([batch], 0)[0])["triplet"]
@@ -129,6 +175,8 @@ def test_what_cannot_be_learned_is_refused() -> None:
     with pytest.raises(UserError, match=r"task.margin.*nothing would be learned"):
         CowatchTaskConfig(margin=0.0).validate()
     CowatchTaskConfig(margin=0.0, mining="hardest").validate()
-    for options, name in (({"hidden": [0]}, "hidden"), ({"dropout": 1.0}, "dropout"), ({"margin": -1.0}, "margin")):
+    for options, name in (({"hidden": [0]}, "hidden"), ({"dropout": 1.0}, "dropout"), ({"margin": -1.0}, "margin"),
+        ({"temperature": 0.0}, "temperature"),
+    ):  # fmt: skip
         with pytest.raises(UserError, match=name):
             CowatchTaskConfig(**options).validate()  # type: ignore[arg-type]

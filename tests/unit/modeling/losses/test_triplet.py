@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
-from vidsim.modeling.losses.triplet import TripletForm, check_margin, squared_distance, triplet
+from vidsim.modeling.losses.triplet import TripletForm, check_margin, contrastive, squared_distance, triplet
 
 # |a - p|^2 = 2, 2; |a - n|^2 = 4, 0; so d = -2 + margin, 2 + margin.
 ANCHOR = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -74,3 +74,27 @@ def test_a_semi_hard_hinge_without_margin_is_refused() -> None:
     check_margin("hinge", "hardest", 0.0)
     check_margin("log", "semihard", 0.0)
     check_margin("hinge", "semihard", 0.1)
+
+
+def test_contrastive_by_hand() -> None:
+    anchor, positive = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.8, 0.6], [0.6, 0.8]])
+    candidates = torch.cat([anchor, positive])
+    # Anchor 0: itself and its positive are no negatives, left are cosines 0 and .6; anchor 1 has no negative.
+    excluded = (torch.tensor([0, 0, 1, 1, 1, 1]), torch.tensor([0, 2, 0, 1, 2, 3]))
+    expected = math.log(math.exp(1.6) + math.exp(0.0) + math.exp(1.2)) - 1.6
+    found = contrastive(anchor, positive, candidates, excluded=excluded, temperature=0.5)
+    assert found.item() == pytest.approx(expected / 2)
+    halves = [
+        contrastive(anchor[i : i + 1], positive[i : i + 1], candidates, excluded=part, temperature=0.5, denominator=2)
+        for i, part in enumerate([(excluded[0][:2], excluded[1][:2]), (excluded[0][2:] - 1, excluded[1][2:])])
+    ]
+    assert sum(halves).item() == pytest.approx(found.item())
+
+
+def test_contrastive_with_gradient_where_there_is_no_negative() -> None:
+    anchor = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    nothing = contrastive(anchor, anchor, anchor, excluded=(torch.tensor([0]), torch.tensor([0])))
+    nothing.backward()
+    assert nothing.item() == 0
+    assert anchor.grad is not None
+    assert anchor.grad.tolist() == [[0, 0]]

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from vidsim.common.errors import UserError
 from vidsim.data.embeddings import Embeddings
@@ -87,7 +86,10 @@ class _Objective:
     """Spearman of a weighted mean of cosines; each point is computed once."""
 
     def __init__(self, cosines: Float64, labels: Float64) -> None:
+        from scipy.stats import rankdata  # half a second to import, for one way of fusing
+
         self.cosines = cosines
+        self.rank = rankdata
         ranks = rankdata(labels)
         ranks -= ranks.mean()
         self.label_ranks = ranks / np.linalg.norm(ranks)
@@ -96,7 +98,7 @@ class _Objective:
     def __call__(self, weights: Weights) -> float:
         key = tuple(round(weight, 9) for weight in weights)
         if key not in self.known:
-            ranks = rankdata(np.asarray(weights) @ self.cosines)
+            ranks = self.rank(np.asarray(weights) @ self.cosines)
             ranks -= ranks.mean()
             norm = np.linalg.norm(ranks)
             self.known[key] = float(ranks @ self.label_ranks / norm) if norm > 0 else 0.0

@@ -42,7 +42,12 @@ def modules_of(root: Path, room: str) -> list[str]:
 
 
 def test_what_comes_after_the_embeddings_file_needs_no_torch(root: Path) -> None:
-    modules = ["vidsim.launch.cli", "vidsim.engine.report_page", *modules_of(root, "ensemble"), *modules_of(root, "retrieval")]
+    modules = [
+        "vidsim.launch.cli",
+        "vidsim.engine.report_page",
+        *modules_of(root, "ensemble"),
+        *modules_of(root, "retrieval"),
+    ]
     assert len(modules) > 3
     script = f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
     script += "print([name for name in ('torch', 'transformers', 'accelerate') if name in sys.modules])\n"

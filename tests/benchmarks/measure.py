@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vidsim.common.files import atomic_path, write_json
-from vidsim.engine.accelerator import version_of
+from vidsim.engine.installed import version_of
 
 Seconds = list[float]
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "bf16")

@@ -24,6 +24,7 @@ from vidsim.retrieval.index import VectorIndex
 from vidsim.retrieval.index_files import is_index
 from vidsim.retrieval.qdrant import is_address
 from vidsim.retrieval.recommend_evaluation import evaluate_lists, read_truth, report
+from vidsim.retrieval.recommend_factors import SIMILARITY
 from vidsim.retrieval.recommend_histories import Histories, read_histories, user_number
 from vidsim.retrieval.recommend_scoring import (
     AGGREGATIONS,
@@ -44,6 +45,7 @@ RECOMMENDATIONS_SCHEMA: Final = pa.schema(
 # Users and watches ranked at once.
 _BLOCK_USERS: Final = 1024
 _BLOCK_WATCHES: Final = 1 << 15
+_NUM_SHOWN: Final = 10  # of one user's history
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +79,7 @@ def open_catalogue(
     *,
     history_vectors: str | Path | None = None,
     candidates: str | Path | None = None,
-    similarity: str = "cosine",
+    similarity: str | None = None,
 ) -> Catalogue:
     """Open embeddings, compared exactly, or an index.
 
@@ -86,7 +88,8 @@ def open_catalogue(
         history_vectors: Embeddings of the videos in the histories, where those are not in `source`, or are known
             better there than in the codes of an index.
         candidates: Text file or data set with the ids that may be recommended.
-        similarity: `cosine`, or `dot` for embeddings whose lengths mean something.
+        similarity: `cosine`, or `dot` for embeddings whose lengths mean something; None: what the embeddings ask for
+            (those of `vidsim factors` for dot), otherwise cosine.
 
     Raises:
         UserError: Nothing to read there, vectors of histories of another width or model, unknown candidates, `dot`
@@ -108,8 +111,9 @@ def open_catalogue(
         ids: list[str] = index.ids.to_pylist()
         if own is None:
             return Catalogue(IndexScorer(index, among), ids, index.vectors_of, np.arange(len(index)), number)
-        return _with_histories(IndexScorer(index, among), own, ids, number, similarity)
+        return _with_histories(IndexScorer(index, among), own, ids, number, "cosine")
     embeddings = read_embeddings(source)
+    similarity = similarity or embeddings.metadata.get(SIMILARITY) or "cosine"
     _require_same_model(own, embeddings.dim, embeddings.metadata.get("model"), source)
     scorer = exact_scorer(embeddings.ids, embeddings.vectors, among=among, similarity=similarity)
     number = len(embeddings) if among is None else len(among)
@@ -194,8 +198,8 @@ def with_taste(histories: Histories) -> tuple[Histories, list[str]]:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="vidsim recommend",
-        description="Recommend the videos most like what a user has watched, never one of those: for all users "
-        "of a file of watches a Parquet table with the columns user, rank, id and score, or for one user lines.\n"
+        description="Recommend the videos most like what a user has watched, never one of those: for all users of a\n"
+        "file of watches a Parquet table with the columns user, rank, id and score, or for one user lines.\n"
         "  average  the mean of the cosines to the history: what all of it has in common\n"
         "  max      the largest of them: what is most like any one of it",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -212,7 +216,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--history", nargs="+", metavar="ID", help="print those of one who has watched these videos")
     parser.add_argument("-k", type=int, default=20, help="how many for each user (%(default)s)")
     parser.add_argument("--aggregate", choices=AGGREGATIONS, default="average", help="see above (%(default)s)")
-    parser.add_argument("--similarity", choices=("cosine", "dot"), default="cosine", help="dot: lengths count too")
+    parser.add_argument(
+        "--similarity", choices=("cosine", "dot"), help="dot: lengths count too (cosine; dot for `factors`)"
+    )
     parser.add_argument("--candidates", metavar="FILE", help="recommend only these: ids, one a line, or a data set")
     parser.add_argument("--history_vectors", metavar="EMB", help="embeddings of the watched videos, if apart")
     parser.add_argument("--data", metavar="FOLDER", help="data set to print the titles from")
@@ -253,11 +259,11 @@ def _print_one(catalogue: Catalogue, history: Histories, args: argparse.Namespac
     table = recommendation_table(history.users, rows, scores, catalogue.recommended_ids)
     found = list(zip(table[ID].to_pylist(), table["score"].to_pylist(), strict=True))
     liked = [catalogue.ids[row] for row in history.liked(0).tolist()]
-    wanted = list(dict.fromkeys([*liked, *(video for video, _ in found)]))
+    wanted = list(dict.fromkeys([*liked[:_NUM_SHOWN], *(video for video, _ in found)]))
     titles = read_titles(args.data, wanted) if args.data else {}
     print(f"{history.users[0]}: {len(liked):,} videos" if args.history is None else f"{len(liked):,} videos")
     width = max(len(video) for video in wanted)
-    for video in liked if args.data else []:
+    for video in liked[:_NUM_SHOWN] if args.data else []:
         print(f"   watched    {video:<{width}}  {titles.get(video, '')}".rstrip())
     for rank, (video, score) in enumerate(found, 1):
         print(f"{rank:>4}  {score:>7.4f}  {video:<{width}}  {titles.get(video, '')}".rstrip())
@@ -267,7 +273,12 @@ def _read(args: argparse.Namespace, catalogue: Catalogue) -> Histories:
     columns = SessionColumns(
         user=args.user_column, video=args.video, time=args.time, rating=args.rating, min_rating=args.min_rating
     )
-    return read_histories(args.histories, columns, catalogue.ids, drop_unknown=args.drop_unknown, last=args.last)
+    try:
+        return read_histories(args.histories, columns, catalogue.ids, drop_unknown=args.drop_unknown, last=args.last)
+    except UserError as error:
+        if error.fix is not None:  # --user is somebody here, not a column
+            error.fix = error.fix.replace("--user,", "--user_column,")
+        raise
 
 
 def main(argv: list[str] | None = None) -> int:

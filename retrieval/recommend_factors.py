@@ -4,7 +4,7 @@ The matrix of users and videos, each user's row divided by a power of its length
 directions. The product of two videos' vectors is then about how often they were watched by the same users, where a user
 who watches everything says less: what the co-watch graph holds, smoothed. Videos nobody has watched yet have the
 vector 0, so that the vectors of their content, joined to it with a weight, decide alone. Lengths mean something:
-the more a video is watched the longer. Hence `vidsim recommend --similarity dot`.
+the more a video is watched the longer. The metadata says so, and `vidsim recommend` takes products, not cosines.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from vidsim.retrieval.recommend_histories import Histories, read_histories
 from vidsim.retrieval.vectors import unit_vectors
 
 Float32 = npt.NDArray[np.float32]
+SIMILARITY: Final = "similarity"
+"""Key in the metadata of embeddings whose lengths mean something; its value is `dot`."""
 _SEED: Final = 0
 
 
@@ -108,11 +110,11 @@ def watched_ids(sources: list[Path], columns: SessionColumns) -> list[str]:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="vidsim factors",
-        description="Write embeddings of videos made from who watched what, to recommend by with --similarity dot. "
-        "With --content, the vectors of the videos' content stand beside them, which also speak for videos nobody has "
-        "watched yet.",
+        description="Write embeddings of videos made from who watched what, to recommend by (an index would lose "
+        "their lengths). With --content, the vectors of the videos' content stand beside them, which also speak for "
+        "videos nobody has watched yet.",
         epilog="example: vidsim factors train.npz --content runs/finetune/cowatch/embeddings --out emb/factors && "
-        "vidsim recommend emb/factors train.npz --similarity dot --out recommendations.parquet",
+        "vidsim recommend emb/factors train.npz --out recommendations.parquet",
     )
     defaults = FactorsConfig()
     parser.add_argument("histories", type=Path, nargs="+", help="watches: Parquet, CSV, TSV or npz")
@@ -149,6 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         "model": {"factors": vars(config), "content": None if content is None else content.metadata.get("model")},
         "data": {source.name: sha256_file(source) for source in args.histories},
         "normalized": False,
+        SIMILARITY: "dot",
     }
     if content is not None:
         vectors = with_content(vectors, unit_vectors(content.vectors, ids), config.content_weight)

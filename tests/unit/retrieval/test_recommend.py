@@ -258,6 +258,10 @@ def test_faults_are_named_and_leave_nothing(plane: Path, tmp_path_factory: pytes
         ([emb, file, *to_file, "--last", "3"], "--last: needs times"),
         ([emb, file, "--user", "u", "--truth", file], "--truth: goes with --out"),
         ([emb, str(plane / "none.csv"), *to_file], r"none\.csv: no such file"),
+        (
+            [emb, file, *to_file, "--user_column", "who"],
+            "field 'who': the column is not there.*with --user_column, --video",
+        ),
     ]
     for arguments, message in cases:
         with pytest.raises(UserError, match=message):

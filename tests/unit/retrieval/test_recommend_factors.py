@@ -3,11 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import scipy.sparse
 
 from vidsim.common.errors import UserError
 from vidsim.data.embeddings import read_embeddings, write_embeddings
+from vidsim.retrieval.recommend import main as recommend
 from vidsim.retrieval.recommend_factors import FactorsConfig, factors, main, with_content
 from vidsim.retrieval.recommend_histories import Histories
 
@@ -67,6 +69,13 @@ def test_command(watched: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixt
     own = factors(histories(watched), VIDEOS, FactorsConfig(dim=3))
     assert np.abs(written.vectors[:, :3] - own).max() < 1e-6
     assert np.linalg.norm(written.vectors[:, 3:], axis=1) == pytest.approx(2)
+    for name, options in (("default", []), ("dot", ["--similarity", "dot"]), ("cosine", ["--similarity", "cosine"])):
+        out = ["--out", str(tmp_path / f"{name}.parquet"), "-k", "3"]
+        recommend([str(tmp_path / "factors"), str(tmp_path / "train.npz"), *out, *options])
+    scores = {
+        name: pq.read_table(tmp_path / f"{name}.parquet")["score"].to_pylist() for name in ("default", "dot", "cosine")
+    }
+    assert scores["default"] == scores["dot"] != scores["cosine"]
     main([*arguments[:-1], str(tmp_path / "alone")])
     assert read_embeddings(tmp_path / "alone").ids == [str(number) for number in range(VIDEOS - 1)]
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import shutil
 import sys
 import time
@@ -75,9 +76,8 @@ class Cell:
 
 
 def network(fusion: str, *hidden: int) -> Cell:
-    """A line of Table 2; the recipe's is linear and late."""
-    options: dict[str, Any] = {"task.hidden": list(hidden)} if hidden else {}
-    options |= {"task.fusion": fusion} if fusion != "late" else {}
+    """A line of Table 2."""
+    options = {"task.hidden": list(hidden), "task.fusion": fusion}
     return Cell(name="-".join(map(str, [*hidden, 256])) + f" ({fusion})", options=options)
 
 
@@ -105,11 +105,13 @@ PARTS: dict[str, list[Cell]] = {
         of_text("exponential, semihard", loss="exponential"),
         of_text("CoSENT, semihard", loss="cosent"),
         of_text("contrastive", loss="contrastive"),
-        of_text("hinge, semihard, edges drawn by weight", sampling="weight"),
-        of_text("hinge, semihard, neighbours not masked", mask_neighbours="false"),
+        of_text("hinge, semihard, neighbours not masked", mask_neighbours=False),
     ],
-    "widths": [of_text(str(width), **({} if width == 256 else {"embedding_dim": width})) for width in WIDTHS],
+    "widths": [of_text(str(width), embedding_dim=width) for width in WIDTHS],
     "networks": [
+        of_text("256, text alone", hidden=[]),
+        of_text("1000-256, text alone", hidden=[1000]),
+        of_text("4000-256, text alone", hidden=[4000]),
         network("early"),
         network("late"),
         network("early", 1000),
@@ -155,11 +157,21 @@ def world_of(out: Path, streams: tuple[str, ...], movies: tuple[str, ...]) -> Wo
     return World(features=features, graph=graph, queries=related_queries(graph, len(features.ids), 0))
 
 
+def settings_of(cell: Cell, seed: int) -> dict[str, Any]:
+    """All that a run depends on; the same cell of two parts is run once."""
+    recipe = yaml.safe_load(_RECIPE.read_text(encoding="utf-8"))
+    chosen = {name: recipe[name] for name in ("num_epochs",)}
+    for part in ("task", "optimizer", "loop"):
+        chosen |= {f"{part}.{name}": value for name, value in recipe[part].items()}
+    chosen |= cell.options
+    return chosen | {"streams": cell.streams, "movies": cell.movies, "graph": _GRAPH, "seed": seed}
+
+
 def run_cell(cell: Cell, seed: int, out: Path) -> Metrics:
     """Train and judge, or read what is there with the same settings."""
     arguments = [*cell.arguments(out / "sets"), "--seed", str(seed)]
-    settings = [str(yaml.safe_load(_RECIPE.read_text(encoding="utf-8"))), *_GRAPH, *arguments]
-    name = hashlib.sha256("\n".join(settings).encode()).hexdigest()[:16]  # the same cell of two parts is run once
+    settings = settings_of(cell, seed)
+    name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     path = out / "cells" / f"{name}.json"
     if not path.is_file():
         run = out / "runs" / name

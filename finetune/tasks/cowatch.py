@@ -31,7 +31,6 @@ from vidsim.modeling.towers import FusionTowers
 
 ANCHOR, POSITIVE, VIDEOS = "anchor", "positive", "videos"  # int64 [N], [N], [U]
 TRIPLET = "triplet"  # of a row: int64 [3]
-_SAMPLING = 1  # a stream of random numbers of its own
 Network = FusionTowers | VideoTextEncoder
 
 
@@ -57,8 +56,6 @@ class CowatchTaskConfig:
     mining: Mining = "semihard"
     """Which video of the global batch is an anchor's negative; `semihard`: the nearest that is farther than the
     positive, `hardest`: the nearest."""
-    sampling: Literal["edges", "weight"] = "edges"
-    """`edges`: every training edge once an epoch; `weight`: as many drawn, each in proportion to its weight."""
     mask_neighbours: bool = True
     """Whether videos that are linked to the anchor are kept from being its negatives."""
 
@@ -88,12 +85,11 @@ class CowatchWindow(NamedTuple):
 class TripletRows(Dataset[dict[str, Any]]):
     """Triplets by (epoch, number of the training edge)."""
 
-    def __init__(self, graph: CowatchGraph, seed: int, *, by_weight: bool = False) -> None:
+    def __init__(self, graph: CowatchGraph, seed: int) -> None:
         """Keep the training edges."""
         self.graph = graph
         self.edges = graph.training_edges()
         self.seed = seed
-        self.by_weight = by_weight
         self._epochs: dict[int, Integers] = {}
 
     def __len__(self) -> int:
@@ -105,17 +101,10 @@ class TripletRows(Dataset[dict[str, Any]]):
         epoch, number = key
         drawn = self._epochs.get(epoch)
         if drawn is None:
-            drawn = triplets_of(self.graph, self._edges_of(epoch), epoch, self.seed)
+            drawn = triplets_of(self.graph, self.edges, epoch, self.seed)
             self._epochs = {epoch - 1: self._epochs[epoch - 1]} if epoch - 1 in self._epochs else {}
             self._epochs[epoch] = drawn
         return {TRIPLET: drawn[:, number]}
-
-    def _edges_of(self, epoch: int) -> Integers:
-        if not self.by_weight:
-            return self.edges
-        weights = self.graph.weights[self.edges]
-        generator = np.random.default_rng([self.seed, epoch, _SAMPLING])
-        return generator.choice(self.edges, len(self.edges), p=weights / weights.sum())
 
 
 class TripletCollator:

@@ -84,21 +84,6 @@ def test_a_batch_holds_each_video_once_and_none_of_the_eval_part(graph: CowatchG
     assert all(np.array_equal(batch[name].numpy(), taken[name]) for name in ("visual", "audio"))
 
 
-def test_edges_are_drawn_by_their_weight(graph: CowatchGraph) -> None:
-    training = graph.training_edges()
-    weights = np.zeros(len(graph.weights))
-    weights[training[:2]] = [3.0, 1.0]
-    weighted = CowatchGraph(graph.ids, graph.part, graph.edges, weights, {})
-    rows = TripletRows(weighted, seed=3, by_weight=True)
-    assert len(rows) == len(training)
-    drawn = [frozenset(rows[(epoch, n)]["triplet"][:2].tolist()) for epoch in range(40) for n in range(len(rows))]
-    first, second = (frozenset(graph.edges[:, edge].tolist()) for edge in training[:2])
-    assert set(drawn) == {first, second}
-    assert drawn.count(first) / len(drawn) == pytest.approx(0.75, abs=0.05)
-    again = TripletRows(weighted, seed=3, by_weight=True)
-    assert np.array_equal(rows[(39, 5)]["triplet"], again[(39, 5)]["triplet"])
-
-
 @pytest.mark.parametrize("mask_neighbours", [True, False])
 @pytest.mark.parametrize("mining", ["semihard", "hardest"])
 @pytest.mark.parametrize("loss", ["hinge", "log", "exponential"])

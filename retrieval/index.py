@@ -6,8 +6,9 @@
 | compact | D / 2 bytes | 16 levels for each dimension (KDD'18 §4.2.1), every vector looked at |
 | large | D + 144 bytes | a graph of neighbours (HNSW) over 8-bit codes: a search looks at some thousand of them |
 
-`refine` keeps the vectors themselves beside a `compact` or `large` index (on disk, if it is memory-mapped) and
-orders four times as many candidates by their true cosines.
+What `compact` and `large` find first are products with decoded vectors, whose norms are not 1 any more: a worse order
+than need be (`docs/results.md`). So four times as many candidates are ordered by cosine, with the decoded vectors or,
+with `refine`, with the vectors themselves, which are then kept beside the index (on disk, if it is memory-mapped).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Found:
     Attributes:
         rows: int64 [Q, k], rows of `ids`, the most similar first; -1 where there were no more.
         scores: float32 [Q, k], cosines; -inf where the row is -1. Of a `compact` or `large` index without
-            `refine` they are the products with the decoded vectors, which are not exactly of norm 1.
+            `refine` they are cosines with the decoded vectors.
         ids: The ids of the index, by row.
     """
 
@@ -359,18 +360,16 @@ class VectorIndex:
         """Fill `rows` and `scores` for some queries."""
         num_allowed = len(self) if allowed is None else int(allowed.sum())
         wanted = rows.shape[1] + max((len(one) for one in left_out or []), default=0)
-        depth = wanted * (1 if self._vectors is None else _REFINE_FACTOR) + (margin if self.refines else 0)
+        depth = wanted * (1 if self.kind == "exact" else _REFINE_FACTOR) + margin
         by_key = self._may_be_found(allowed)
         keys, values = backends.nearest(self._backend, queries, min(depth, num_allowed), self.num_candidates, by_key)
         found = np.where(keys >= 0, np.searchsorted(self._keys(), keys), -1)
-        originals = self._originals()
-        for number, (candidates, approximate) in enumerate(zip(found, values, strict=True)):
+        for number, candidates in enumerate(found):
             usable = candidates >= 0
             if left_out is not None:
                 usable &= ~np.isin(candidates, left_out[number])
-            near, cosines = candidates[usable], approximate[usable].astype(np.float64)
-            if originals is not None:
-                cosines = exact_cosines(originals[near], queries[number])
+            near = candidates[usable]
+            cosines = exact_cosines(self.vectors_of(near), queries[number])
             order = np.lexsort((near, -cosines))[: rows.shape[1]]
             rows[number, : len(order)] = near[order]
             scores[number, : len(order)] = np.clip(cosines[order], -1, 1)

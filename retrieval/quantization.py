@@ -1,10 +1,10 @@
 """Scalar quantisation as in Collaborative Deep Metric Learning (KDD'18 §4.2.1): a video in D x bits / 8 bytes.
 
 Each dimension is one of 2^bits representative values, chosen to minimise the expected squared distance, and dot
-products are sums of products read from tables. The paper leaves open whether the values are those of each dimension or
-shared by all: both are here, and a query may be quantised too (`symmetric`, the paper's table of all products) or
-not. For large collections use `VectorIndex` of kind `compact`, which has the same levels at 4 bits for each dimension,
-and faster code; this is for comparisons, at any of 2, 4 and 8 bits.
+products are sums of products read from tables, here divided by the norm of what is decoded. The paper leaves open
+whether the values are those of each dimension or shared by all: both are here, and a query may be quantised too
+(`symmetric`, the paper's table of all products) or not. For large collections use `VectorIndex` of kind `compact`,
+which has the same levels at 4 bits for each dimension, and faster code; this is for comparisons, at 2, 4 and 8 bits.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _SAMPLE_VALUES: Final = 1 << 22
 _MAX_ITERATIONS: Final = 1000
 _TOLERANCE: Final = 1e-7  # of the spread of the values
 _BLOCK_SCORES: Final = 1 << 22
+_BLOCK_ROWS: Final = 16_384
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +91,12 @@ class Quantizer:
         """The representative values behind packed codes, float32 [N, D]."""
         return self.levels[np.arange(self.dim), self.unpack(packed)]
 
+    def lengths(self, packed: UInt8) -> Float32:
+        """Norms of the vectors behind packed codes, float32 [N], at least the smallest number above 0."""
+        parts = [self.decode(packed[start : start + _BLOCK_ROWS]) for start in range(0, len(packed), _BLOCK_ROWS)]
+        norms = np.concatenate([np.zeros(0, np.float32), *(np.linalg.norm(part, axis=1) for part in parts)])
+        return np.maximum(norms, np.finfo(np.float32).tiny)
+
     def tables(self, queries: npt.ArrayLike, *, symmetric: bool = False) -> Float32:
         """What each value of each byte of a code adds to the dot product with each query.
 
@@ -147,7 +154,10 @@ def fit_quantizer(vectors: npt.ArrayLike, bits: int, *, shared: bool = False, se
 def search_codes(
     quantizer: Quantizer, packed: UInt8, queries: npt.ArrayLike, k: int, *, symmetric: bool = False
 ) -> tuple[Int64, Float32]:
-    """The k codes with the largest dot products with each query, by table look-ups.
+    """The k codes with the largest cosines with each query, by table look-ups.
+
+    Decoded vectors are not of norm 1, and the dot products alone order them worse (`docs/results.md`). Their norms
+    follow from the codes, so they take no bytes.
 
     Args:
         quantizer: What made the codes.
@@ -157,8 +167,8 @@ def search_codes(
         symmetric: Quantise the queries too.
 
     Returns:
-        Rows int64 [Q, min(k, N)] and dot products float32, the largest first, equal ones by row: as
-        `modeling.ranking_metrics.ranked_by_rows` takes them.
+        Rows int64 [Q, min(k, N)] and dot products with the decoded vectors at norm 1, float32, the largest first, equal
+        ones by row: as `modeling.ranking_metrics.ranked_by_rows` takes them.
 
     Raises:
         UserError: k < 1, codes of another length, queries of another width.
@@ -170,13 +180,14 @@ def search_codes(
     array = _checked(queries, quantizer.dim)
     k = min(k, len(packed))
     rows, best = np.empty((len(array), k), np.int64), np.empty((len(array), k), np.float32)
-    by_byte = np.ascontiguousarray(packed.T)
+    by_byte, lengths = np.ascontiguousarray(packed.T), quantizer.lengths(packed)
     step = max(1, _BLOCK_SCORES // max(len(packed), quantizer.num_bytes * 256))
     for start in range(0, len(array) if k else 0, step):
         tables = quantizer.tables(array[start : start + step], symmetric=symmetric)
         scores = np.zeros((len(tables), len(packed)), np.float32)
         for byte, codes in enumerate(by_byte):
             scores += np.take(tables[:, byte], codes, axis=1)
+        scores /= lengths
         for number, values in enumerate(scores, start):
             candidates = np.flatnonzero(values >= np.partition(values, len(values) - k)[len(values) - k])
             order = np.argsort(-values[candidates], kind="stable")[:k]

@@ -36,6 +36,7 @@ from recommend_towers import require_same_settings, train_towers
 from vidsim.common.entry import run_entry
 from vidsim.common.files import atomic_path, write_json
 from vidsim.data.cowatch_graph import EVAL, parts_of
+from vidsim.launch.ablation_table import Row, dot_plot
 from vidsim.retrieval.recommend import Catalogue, ranked_blocks, with_taste
 from vidsim.retrieval.recommend_evaluation import UserMetrics, mean_interval, user_metrics
 from vidsim.retrieval.recommend_factors import FactorsConfig, factors, with_content
@@ -327,7 +328,7 @@ def write_tables(
     cold: dict[str, Table],
     chosen: npt.NDArray[np.bool_],
 ) -> None:
-    """Markdown and JSON."""
+    """Markdown, JSON and a picture."""
     lines = [
         f"Warm: {len(chosen):,} users; settings chosen by {int(chosen.sum()):,} of them, `others` are the rest.",
         "",
@@ -362,6 +363,15 @@ def write_tables(
         for task, table in {"warm": warm, **cold}.items()
     }
     write_json(out / "results.json", figures)
+    by_recall = sorted(warm, key=lambda name: figures["warm"][name][0]["recall"])
+    rows = [_row(name, figures["warm"][name]) for name in by_recall]
+    with atomic_path(out / "recall.svg") as temporary:
+        title, label = f"TikTok: what {len(chosen):,} users watched next", f"Recall@{K}, a dot a seed"
+        temporary.write_text(dot_plot(title, rows, "popularity", x_label=label), encoding="utf-8")
+
+
+def _row(name: str, of_seeds: Sequence[dict[str, float]]) -> Row:
+    return Row(name=name, scores={seed: one["recall"] for seed, one in enumerate(of_seeds)})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -371,7 +371,7 @@ def write_tables(
 
 
 def _row(name: str, of_seeds: Sequence[dict[str, float]]) -> Row:
-    return Row(name=name, scores={seed: one["recall"] for seed, one in enumerate(of_seeds)})
+    return Row(name=name, scores={seed: one["recall"] for seed, one in enumerate(of_seeds)}, differences={})
 
 
 def main(argv: list[str] | None = None) -> int:

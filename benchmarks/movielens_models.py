@@ -70,14 +70,17 @@ def surprise_scores(train: Ratings, name: str, seed: int) -> Float64:
     known = model.pu[users] @ model.qi[items].T
     if name == "SVD with biases":
         known = known + data.global_mean + model.bu[users][:, None] + model.bi[items]
-    # What is not in training gets what the model gives a movie without factors: the mean and the user's bias.
+    # What is not in training gets what the model gives a movie without factors: the mean and, where it has one, the
+    # user's bias.
     scores = np.full(train.shape, data.global_mean)
+    if name == "SVD with biases":
+        scores[np.unique(train.user)] += model.bu[users][:, None]
     scores[np.ix_(np.unique(train.user), np.unique(train.item))] = known
     return scores
 
 
 def preferred(train: Ratings, threshold: str) -> Bool:
-    """Which training ratings make the history: `mean` (at least the user's own), `all`, or a number of stars.
+    """Which training ratings make the history: `mean` (above the user's own), `all`, or a number of stars.
 
     A user of whom none is left keeps all.
     """

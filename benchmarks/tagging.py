@@ -156,11 +156,12 @@ def cell_file(benchmark: Benchmark, features: str, model: str, seed: int) -> Pat
 def predict(run: Path, data: AnnotationData) -> tuple[npt.NDArray[np.int64], Float64]:
     """Best tags of the test videos and their log-odds, by the best checkpoint."""
     tagger, vocabulary = load_tagger(run)
+    device = next(tagger.parameters()).device
     videos, k = data.annotation.evaluated["test"], min(_K, vocabulary.size)
     parts = []
     for _, block in data.features.blocks(videos):
-        logits = tagger(**{name: torch.from_numpy(vectors) for name, vectors in block.items()})
-        parts.append(best_tags(logits, k).double().numpy())
+        logits = tagger(**{name: torch.from_numpy(vectors).to(device) for name, vectors in block.items()})
+        parts.append(best_tags(logits, k).double().cpu().numpy())
     found = np.concatenate(parts)
     return found[:, k:].astype(np.int64), found[:, :k]
 

@@ -163,7 +163,7 @@ def annotate(
     if not len(train):
         what = f"of {len(feature_ids):,} videos with features {int(labelled.sum()):,} have tags, none to train on"
         raise UserError(what, file=tagged.name, fix="give tags and features the same ids, and hold out less")
-    of_training = tagged.tags.take(pa.array(row_of[train]))
+    of_training = _once(tagged.tags.take(pa.array(row_of[train])))
     vocabulary = TagVocabulary.count(of_training, max_tags, min_count, place=tagged.name)
     classes = _encode(tagged, np.where(labelled, row_of, -1), vocabulary)
     known = pc.list_value_length(classes).to_numpy() > 0
@@ -179,6 +179,14 @@ def annotate(
     if not len(evaluated["validation"]):
         raise UserError("no video is left to validate on", file=tagged.name, fix="raise validation_fraction")
     return Annotation(vocabulary, train, evaluated, classes, lines)
+
+
+def _once(tags: pa.ChunkedArray) -> pa.ChunkedArray:
+    """One list<string> for each video and tag: a video that repeats a tag counts once."""
+    lists = tags.combine_chunks()
+    pairs = pa.table({"video": pc.list_parent_indices(lists), schema.TAGS: lists.flatten()})
+    found = pairs.group_by(pairs.column_names, use_threads=False).aggregate([])[schema.TAGS].combine_chunks()
+    return pa.chunked_array([pa.ListArray.from_arrays(pa.array(range(len(found) + 1), pa.int32()), found)])
 
 
 def _encode(tagged: TaggedVideos, row_of: Integers, vocabulary: TagVocabulary) -> pa.ListArray:

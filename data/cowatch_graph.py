@@ -52,7 +52,7 @@ class CowatchGraph:
         ids: V ids.
         part: int8 [V], `TRAIN`, `VALIDATION` or `EVAL`.
         edges: int64 [2, E], numbers of videos; every undirected edge once.
-        weights: float64 [E], how often the two were watched one after the other.
+        weights: float64 [E], how often the two were watched one after the other, or the sum of the sessions' weights.
         manifest: `cowatch.json`.
         name: Where it came from, for messages.
     """
@@ -71,8 +71,7 @@ class CowatchGraph:
     def neighbours(self, edges: Integers | None = None) -> Neighbours:
         """Who is next to whom, over these edges (positions) or all."""
         chosen = self.edges if edges is None else self.edges[:, edges]
-        weights = self.weights if edges is None else self.weights[edges]
-        return Neighbours.of(chosen, weights, len(self.ids))
+        return Neighbours.of(chosen, len(self.ids))
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,22 +81,20 @@ class Neighbours:
     Attributes:
         starts: int64 [V + 1].
         videos: int64 [2E], neighbours of video v at `starts[v] : starts[v + 1]`, ascending.
-        weights: float64 [2E].
     """
 
     starts: Integers
     videos: Integers
-    weights: Weights
 
     @classmethod
-    def of(cls, edges: Integers, weights: Weights, num_videos: int) -> Neighbours:
+    def of(cls, edges: Integers, num_videos: int) -> Neighbours:
         """Sort edges int64 [2, E] into rows."""
         source = np.concatenate([edges[0], edges[1]])
         target = np.concatenate([edges[1], edges[0]])
         order = np.lexsort((target, source))
         starts = np.zeros(num_videos + 1, dtype=np.int64)
         np.cumsum(np.bincount(source, minlength=num_videos), out=starts[1:])
-        return cls(starts, target[order], np.concatenate([weights, weights])[order])
+        return cls(starts, target[order])
 
     def row(self, video: int) -> Integers:
         """Neighbours of a video."""

@@ -83,6 +83,8 @@ class AnnotationConfig(SessionConfig):
         ):
             if value is not None and value < least:
                 raise UserError(f"{value} is below {least}", field=name)
+        if self.split_seed >= 2**32:
+            raise UserError(f"{self.split_seed} is not below 2^32", field="split_seed")
         if not 0 <= self.test_fraction < 1:
             raise UserError(f"{self.test_fraction} is not within 0 and 1", field="test_fraction")
         held_out = self.validation_fraction + (0 if self.test_ids else self.test_fraction)

@@ -28,7 +28,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "Training": {
         "pretrain": "pretrain the encoder on unlabelled videos",
         "finetune": "finetune a checkpoint on labelled pairs",
-        "finetune-cowatch": "learn an embedding of given features from what is watched together",
+        "finetune-cowatch": "learn from what is watched together: an embedding of given features, or the encoder",
         "finetune-annotation": "learn to tag videos from given features",
         "embed": "write the embeddings of a data set with a checkpoint",
         "embed-features": "write the embeddings of given features with what finetune-cowatch learned",

@@ -43,21 +43,19 @@ class Histories:
         return len(self.users)
 
     @classmethod
-    def of(cls, users: Sequence[str], user: Int64, video: Int64, counts: Bool | None = None) -> Histories:
-        """Sort watches into histories.
+    def of(cls, users: Sequence[str], user: Int64, video: Int64) -> Histories:
+        """Sort watches into histories, in which all videos count.
 
         Args:
             users: U users.
             user: int64 [n], number of the user of each watch.
-            video: int64 [n]; a video that a user watched several times counts if any of the watches does.
-            counts: bool [n]; None: all count.
+            video: int64 [n].
         """
-        codes, inverse = np.unique(np.stack([user, video]), axis=1, return_inverse=True)
-        kept = np.zeros(codes.shape[1], dtype=bool)
-        kept[inverse.reshape(-1) if counts is None else inverse.reshape(-1)[counts]] = True
+        num_videos = int(video.max(initial=0)) + 1
+        owner, videos = np.divmod(np.unique(user * num_videos + video), num_videos)
         starts = np.zeros(len(users) + 1, dtype=np.int64)
-        np.cumsum(np.bincount(codes[0], minlength=len(users)), out=starts[1:])
-        return cls(list(users), starts, codes[1], kept)
+        np.cumsum(np.bincount(owner, minlength=len(users)), out=starts[1:])
+        return cls(list(users), starts, videos, np.ones(len(videos), dtype=bool))
 
     def watched(self, user: int) -> Int64:
         """All videos of a user, which are never recommended again."""
@@ -91,7 +89,7 @@ def read_histories(
     drop_unknown: bool = False,
     last: int | None = None,
 ) -> Histories:
-    """Read the histories of all users, in blocks; 17 bytes a watch are held.
+    """Read the histories of all users, in blocks; some tens of bytes a watch are held.
 
     Args:
         sources: Files of watches, see `read_sessions`.

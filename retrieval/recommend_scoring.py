@@ -115,7 +115,8 @@ class IndexScorer:
             return found.rows, found.scores * norms[:, None]
         # The best k of all: each is among the best k of the video it is most like.
         owner = np.repeat(np.arange(len(liked)), [len(one) for one in liked])
-        excluded = [watched[user].tolist() for user in owner.tolist()]
+        lists = [one.tolist() for one in watched]  # one list a user, however many videos ask for it
+        excluded = [lists[user] for user in owner.tolist()]
         found = self.index.search(np.concatenate(liked), k, among=self.among, exclude=excluded)
         rows = np.full((len(liked), found.rows.shape[1]), -1, np.int64)
         scores = np.full(rows.shape, -np.inf, np.float32)

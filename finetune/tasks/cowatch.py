@@ -230,9 +230,7 @@ class CowatchModule(nn.Module):
         Returns:
             Two int64 [M], positions of anchors (ascending) and of candidates.
         """
-        own = Neighbours(
-            2 * np.arange(len(anchors) + 1), np.stack([anchors, positives], axis=1).reshape(-1), np.empty(0, np.int64)
-        )
+        own = Neighbours(2 * np.arange(len(anchors) + 1), np.stack([anchors, positives], axis=1).reshape(-1))
         rows, columns = own.pairs_within(np.arange(len(anchors)), candidates)
         if not self.config.mask_neighbours:
             return rows, columns

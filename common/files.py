@@ -127,3 +127,15 @@ def read_json(path: str | Path) -> Any:
         return json.loads(text, parse_constant=refuse_constant, object_pairs_hook=refuse_duplicates)
     except json.JSONDecodeError as error:
         raise UserError(f"is not valid JSON ({error})", file=path) from error
+
+
+def require_new(path: str | Path, *, overwrite: bool) -> None:
+    """Refuse to replace what is there already, which may be somebody's input.
+
+    Raises:
+        UserError: There is a file or a folder with something in it, and `overwrite` is not set.
+    """
+    path = Path(path)
+    is_there = any(path.iterdir()) if path.is_dir() else path.exists()
+    if is_there and not overwrite:
+        raise UserError("is there already", file=path, field="--out", fix="choose another, or give --overwrite")

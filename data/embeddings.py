@@ -293,6 +293,9 @@ def read_embeddings(path: str | Path) -> Embeddings:
         index = read_index(path)
         files = [path / shard["file"] for shard in index["shards"]]
         metadata = index["metadata"]
+    elif path.suffix == ".npy":
+        fix = "name what `vidsim embed`, `embed-features` or `factors` wrote"
+        raise UserError("is an array, not embeddings", file=path, fix=fix)
     elif path.is_file():
         files = [path]
         metadata = metadata_of(read_footer(path)[0], path)

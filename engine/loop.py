@@ -434,8 +434,10 @@ def train(
     )
 
 
-def describe_result(result: TrainResult) -> str:
-    """One line for the end of a run."""
+def describe_result(result: TrainResult, checkpoints: Path) -> list[str]:
+    """Lines for the end of a run: how it ended, and which checkpoint to take."""
     figures = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
     best = "" if result.best is None else f"; best {result.best:.4f} at step {result.best_step:,}"
-    return f"{'stopped' if result.interrupted else 'done'} at step {result.step:,}: {figures or 'not evaluated'}{best}"
+    end = f"{'stopped' if result.interrupted else 'done'} at step {result.step:,}: {figures or 'not evaluated'}{best}"
+    name = "last" if result.best is None else "best"
+    return [end, f"{name} checkpoint: {checkpoints / name}"]

@@ -10,7 +10,7 @@ import torch
 
 from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
-from vidsim.common.files import atomic_path
+from vidsim.common.files import atomic_path, require_new
 from vidsim.common.progress import progress
 from vidsim.data.cowatch_features import FeatureStreams
 from vidsim.data.tags import TagVocabulary
@@ -86,11 +86,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ids", help="ids of the rows of .npy arrays, one on each line (default: row numbers)")
     parser.add_argument("--batch_size", type=int, default=512, help="videos a forward pass (default %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="JSONL file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
     parser.add_argument("-k", "--k", type=int, default=20, help="tags a video (default %(default)s)")
     args = parser.parse_args(argv)
     for name in ("k", "batch_size"):
         if getattr(args, name) < 1:
             raise UserError(f"{getattr(args, name)} is below 1", field=f"--{name}")
+    require_new(args.out, overwrite=args.overwrite)
     tagger, vocabulary = load_tagger(args.model)
     wanted = {name: dim for name, (dim, _) in tagger.config.streams.items()}
     features = open_streams(stream_options(args.features), args.ids, wanted)

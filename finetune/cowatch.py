@@ -189,7 +189,7 @@ def finetune(
         batches=partial(task_batches, rows, len(rows), collator, config.loop, accelerator, config.seed, total),
     )
     result = train(trainer, [stage], to_device)
-    reporter.note([describe_result(result), f"best checkpoint: {run.checkpoints / 'best'}"])
+    reporter.note(describe_result(result, run.checkpoints))
     accelerator.wait_for_everyone()
     return result
 

@@ -26,6 +26,8 @@ _WIDTHS = {"embedding": "embedding_dim", "hidden": "hidden_size"}
 def main(argv: list[str] | None = None) -> int:
     """Print the most similar videos of each row of a table."""
     args = _parser().parse_args(argv)
+    if args.k < 1:
+        raise UserError(f"must be at least 1, not {args.k}", field="-k")
     searched = open_source(args.source)
     checkpoint = checkpoint_of(Path(args.checkpoint))
     config = read_json(checkpoint / "config.json")
@@ -48,7 +50,8 @@ def _features(args: argparse.Namespace) -> list[str]:
     """The options about features, as `vidsim convert table` takes them."""
     names = ("features", "frames", "frame_files", "extractor")
     given = [(f"--{name}", getattr(args, name)) for name in names] + [("--stream", value) for value in args.stream]
-    return [word for name, value in given if value is not None for word in (name, value)]
+    words = [word for name, value in given if value is not None for word in (name, value)]
+    return [*words, "--allow_missing_features"] if args.allow_missing_features else words
 
 
 def _parser() -> ArgumentParser:
@@ -70,6 +73,7 @@ def _parser() -> ArgumentParser:
     features.add_argument("--features", metavar="PATH", help="arrays of frame features")
     features.add_argument("--frames", metavar="PATH", help="pictures of frames, a folder or a zip file")
     features.add_argument("--frame_files", choices=("strip", "picture"), help="what a file ID.png is")
+    features.add_argument("--allow_missing_features", action="store_true", help="also rows without features")
     features.add_argument("--extractor", help="what makes features of pictures")
     features.add_argument("--stream", action="append", default=[], metavar="NAME=PATH", help="further stream")
     add_output_options(parser)

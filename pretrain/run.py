@@ -244,7 +244,7 @@ def pretrain(
     if config.resume and trainer.resume():
         reporter.note([f"resumed at step {trainer.progress.step:,}"])
     result = train(trainer, stage_batches(config, corpus, collator, accelerator, counts), to_device)
-    reporter.note([describe_result(result), f"best checkpoint: {run.checkpoints / 'best'}"])
+    reporter.note(describe_result(result, run.checkpoints))
     accelerator.wait_for_everyone()
     return result
 

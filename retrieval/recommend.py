@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
-from vidsim.common.files import atomic_path
+from vidsim.common.files import atomic_path, require_new
 from vidsim.common.progress import progress
 from vidsim.data.cowatch_sessions import SessionColumns
 from vidsim.data.embeddings import Embeddings, positions, read_embeddings, shown
@@ -212,6 +212,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("source", help="embeddings folder or file, or an index folder")
     parser.add_argument("histories", type=Path, nargs="*", help="watches: Parquet, CSV, TSV or npz")
     parser.add_argument("--out", metavar="FILE", help="the table of all users, FILE.parquet")
+    parser.add_argument("--overwrite", action="store_true", help="replace that table if it is there")
     parser.add_argument("--user", help="print the recommendations of this user")
     parser.add_argument("--history", nargs="+", metavar="ID", help="print those of one who has watched these videos")
     parser.add_argument("-k", type=int, default=20, help="how many for each user (%(default)s)")
@@ -242,6 +243,12 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("give one of them", field="--out, --user, --history", fix="--out FILE.parquet is for all users")
     if args.out is not None and Path(args.out).suffix != ".parquet":
         raise UserError("must end in .parquet", file=args.out, field="--out")
+    if args.out is not None:
+        require_new(args.out, overwrite=args.overwrite)
+    if args.history is not None and args.drop_unknown:
+        raise UserError("goes with a file of watches", field="--drop_unknown", fix="leave unknown ids out of --history")
+    if args.last is not None and args.last < 1:
+        raise UserError(f"must be at least 1, not {args.last}", field="--last")
     if (args.history is None) != bool(args.histories):
         what = "says all of the history" if args.histories else "which file holds the watches?"
         raise UserError(what, field="--history" if args.histories else "histories")
@@ -261,7 +268,11 @@ def _print_one(catalogue: Catalogue, history: Histories, args: argparse.Namespac
     liked = [catalogue.ids[row] for row in history.liked(0).tolist()]
     wanted = list(dict.fromkeys([*liked[:_NUM_SHOWN], *(video for video, _ in found)]))
     titles = read_titles(args.data, wanted) if args.data else {}
-    print(f"{history.users[0]}: {len(liked):,} videos" if args.history is None else f"{len(liked):,} videos")
+    print(
+        f"after {len(liked):,} watched"
+        if args.history is not None
+        else f"{history.users[0]}, after {len(liked):,} watched"
+    )
     width = max(len(video) for video in wanted)
     for video in liked[:_NUM_SHOWN] if args.data else []:
         print(f"   watched    {video:<{width}}  {titles.get(video, '')}".rstrip())
@@ -294,12 +305,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     if args.k > catalogue.num_candidates:
         what = f"{args.k:,} are asked for, only {catalogue.num_candidates:,} videos may be recommended"
-        raise UserError(what, field="-k")
+        raise UserError(what, field="-k", fix="ask for fewer")
     if args.history is not None:
         rows = positions(args.history, catalogue.ids)
         unknown = [args.history[place] for place in np.flatnonzero(rows < 0).tolist()]
         if unknown:
-            raise UserError(f"{len(unknown):,} videos have no embedding: {shown(unknown)}", field="--history")
+            what = f"{len(unknown):,} videos have no embedding: {shown(unknown)}"
+            raise UserError(what, field="--history", fix="leave them out")
         _print_one(catalogue, Histories.of([""], np.zeros(len(rows), np.int64), rows), args)
         return 0
     histories = _read(args, catalogue)
@@ -310,6 +322,7 @@ def main(argv: list[str] | None = None) -> int:
         one = histories.take(np.array([number]))
         _print_one(catalogue, with_taste(one)[0], args)
         return 0
+    later = None if args.truth is None else read_truth(args.truth, truth)  # before anything is written
     histories, without = with_taste(histories)
     if without:
         print(f"left out: {len(without):,} users without a video rated high enough: {shown(without)}")
@@ -317,6 +330,6 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{args.out}: {num_rows:,} rows for {len(histories):,} users")
     if num_short:
         print(f"{num_short:,} users have fewer than {args.k}: nothing else is left, or their history says nothing")
-    if args.truth is not None:
-        print(report(evaluate_lists(pq.read_table(args.out), read_truth(args.truth, truth), args.k), args.k))
+    if later is not None:
+        print(report(evaluate_lists(pq.read_table(args.out), later, args.k), args.k))
     return 0

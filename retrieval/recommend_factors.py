@@ -21,7 +21,7 @@ from scipy.sparse.linalg import svds
 
 from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
-from vidsim.common.files import sha256_file
+from vidsim.common.files import require_new, sha256_file
 from vidsim.data.cowatch_sessions import VIDEO, SessionColumns, read_sessions
 from vidsim.data.embeddings import read_embeddings, write_embeddings
 from vidsim.retrieval.recommend_histories import Histories, read_histories
@@ -119,6 +119,7 @@ def _parser() -> ArgumentParser:
     defaults = FactorsConfig()
     parser.add_argument("histories", type=Path, nargs="+", help="watches: Parquet, CSV, TSV or npz")
     parser.add_argument("--out", type=Path, required=True, help="embeddings folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace embeddings that are there")
     parser.add_argument("--content", type=Path, help="embeddings of all videos from their content")
     parser.add_argument("--dim", type=int, default=defaults.dim, help="directions of the watches (%(default)s)")
     parser.add_argument("--content_weight", type=float, default=defaults.content_weight, help="default %(default)s")
@@ -139,6 +140,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--rating and --min_rating go together", field="--min_rating", fix="give both or none")
     config = FactorsConfig(dim=args.dim, user_power=args.user_power, content_weight=args.content_weight)
     config.validate()
+    require_new(args.out, overwrite=args.overwrite)
     columns = SessionColumns(
         user=args.user, video=args.video, time=None, rating=args.rating, min_rating=args.min_rating
     )
@@ -158,6 +160,6 @@ def main(argv: list[str] | None = None) -> int:
     write_embeddings(args.out, ids, vectors, metadata)
     if histories.num_unknown:
         print(f"left out: {histories.num_unknown:,} watches of videos without content")
-    said = "by their content alone" if content is not None else "by nothing"
-    print(f"{args.out}: {len(ids):,} videos from {len(histories):,} users; {num_fresh:,} are known {said}")
+    said = f"; {num_fresh:,} are known by their content alone" if content is not None else ""
+    print(f"{args.out}: {len(ids):,} videos from {len(histories):,} users{said}")
     return 0

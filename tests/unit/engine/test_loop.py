@@ -365,6 +365,6 @@ def test_settings_that_cannot_work_are_refused(field: str, value: Any) -> None:
 
 def test_the_end_in_one_line() -> None:
     done = TrainResult(step=1200, best=0.5, best_step=900, metrics={"score": 0.25}, interrupted=False)
-    assert describe_result(done) == "done at step 1,200: score 0.2500; best 0.5000 at step 900"
+    assert describe_result(done, Path("run"))[0] == "done at step 1,200: score 0.2500; best 0.5000 at step 900"
     stopped = TrainResult(step=7, best=None, best_step=None, metrics={}, interrupted=True)
-    assert describe_result(stopped) == "stopped at step 7: not evaluated"
+    assert describe_result(stopped, Path("run")) == ["stopped at step 7: not evaluated", "last checkpoint: run/last"]

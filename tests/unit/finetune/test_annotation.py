@@ -140,7 +140,9 @@ def test_new_videos_are_tagged(world: Path, tmp_path: Path, capsys: pytest.Captu
     with torch.no_grad():
         logits = tagger(**{name: torch.from_numpy(np.load(tmp_path / f"{name}.npy")) for name in NAMES})
     assert [row["probabilities"][0] for row in rows] == pytest.approx(logits.sigmoid().max(dim=1)[0].tolist(), rel=1e-4)
-    assert tag_main([*words, "--k", "99"]) == 0
+    with pytest.raises(UserError, match=r"new\.jsonl, --out: is there already\. Fix: .*--overwrite"):
+        tag_main([*words, "--k", "99"])
+    assert tag_main([*words, "--k", "99", "--overwrite"]) == 0
     row = json.loads((tmp_path / "new.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert sorted(row["probabilities"], reverse=True) == row["probabilities"]
     assert len(set(row["tags"])) == 9

@@ -12,6 +12,7 @@ from vidsim.common.errors import UserError
 from vidsim.data.embeddings import write_embeddings
 from vidsim.retrieval.build import main as make_index
 from vidsim.retrieval.recommend import main
+from vidsim.retrieval.recommend_factors import main as make_factors
 
 # Unit vectors in the plane: cosines can be read off.
 PLANE = {"a": (1.0, 0.0), "b": (0.0, 1.0), "c": (0.6, 0.8), "d": (0.8, 0.6), "e": (-1.0, 0.0)}
@@ -32,7 +33,7 @@ def watches(path: Path, rows: list[tuple[object, ...]], names: tuple[str, ...] =
 
 def recommended(folder: Path, *options: str) -> list[tuple[str, int, str, float]]:
     out = folder / "out.parquet"
-    assert main([*options, "--out", str(out)]) == 0
+    assert main([*options, "--out", str(out), "--overwrite"]) == 0
     table = pq.read_table(out)
     assert table.schema.names == ["user", "rank", "id", "score"]
     return [(row["user"], row["rank"], row["id"], round(row["score"], 6)) for row in table.to_pylist()]
@@ -204,7 +205,7 @@ def test_one_user(
     capsys.readouterr()
     assert main([str(folder / "emb"), file, "--user", "7", "-k", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"7: {watched[7].sum()} videos"
+    assert lines[0] == f"7, after {watched[7].sum()} watched"
     assert [line.split()[2] for line in lines[1:]] == [row[2] for row in table]
     history = [str(number) for number in np.flatnonzero(watched[7])]
     assert main([str(folder / "exact"), "--history", *history, "-k", "3"]) == 0
@@ -220,7 +221,7 @@ def test_titles_are_printed(small_data: object, tmp_path: Path, capsys: pytest.C
     videos = small_data.videos  # type: ignore[attr-defined]
     main([str(tmp_path / "emb"), "--history", "1", "2", "-k", "2", "--data", str(small_data.folder / "videos")])  # type: ignore[attr-defined]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "2 videos"
+    assert lines[0] == "after 2 watched"
     assert lines[1].split()[:2] == ["watched", "1"]
     titles = dict(zip(ids, [row["title"] for row in videos.read(list(range(24)), ["title"])], strict=True))
     for line in lines[1:3]:
@@ -312,3 +313,18 @@ def test_parquet_watches_of_many_blocks(tmp_path: Path) -> None:
     )
     assert sorted(one) == sorted(two)
     assert len({row[0] for row in one}) == 30
+
+
+def test_nothing_is_replaced_unasked_and_truth_is_read_first(plane: Path) -> None:
+    watches, emb, out = plane / "w1.csv", str(plane / "emb"), plane / "kept.parquet"
+    watches.write_text("user,video\nann,a\n", encoding="utf-8")
+    out.write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"kept\.parquet, --out: is there already\. Fix: .*--overwrite"):
+        main([emb, str(watches), "--out", str(out), "-k", "1"])
+    assert out.read_bytes() == b"mine"
+    fresh = plane / "fresh.parquet"
+    with pytest.raises(UserError, match="none"):
+        main([emb, str(watches), "--out", str(fresh), "-k", "1", "--truth", str(plane / "none.csv")])
+    assert not fresh.exists()
+    with pytest.raises(UserError, match=r"kept\.parquet.*is there already"):
+        make_factors([str(watches), "--out", str(out), "--dim", "1"])

@@ -19,15 +19,20 @@ from vidsim.retrieval.index import NUM_CANDIDATES, VectorIndex
 from vidsim.retrieval.index_files import is_index
 from vidsim.retrieval.qdrant import QdrantIndex
 from vidsim.retrieval.searchable import require_same_model
+from vidsim.retrieval.vectors import SIMILARITY
 
 
 def join_embeddings(parts: Sequence[Embeddings]) -> Embeddings:
     """Embeddings of several files one after the other.
 
     Raises:
-        UserError: Another width or another model than the first, or an id in more than one.
+        UserError: Another width or another model than the first, an id in more than one, or vectors for dot products.
     """
     first = parts[0]
+    for part in parts:
+        if part.metadata.get(SIMILARITY) == "dot":
+            what = "the lengths of its vectors mean something, an index would lose them"
+            raise UserError(what, file=part.name, fix="recommend with the embeddings themselves")
     for part in parts[1:]:
         if part.dim != first.dim:
             raise UserError(f"is of width {part.dim}, {first.name} of {first.dim}", file=part.name)
@@ -98,6 +103,8 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse arguments that do not go together, before anything is read."""
     settings = args.kind or args.refine or args.num_candidates
     is_remote = qdrant.is_address(args.out)
+    if args.num_candidates is not None and args.num_candidates < 1:
+        raise UserError(f"must be at least 1, not {args.num_candidates}", field="--num_candidates")
     if not is_remote:
         faiss_module()
     if is_remote and settings:

@@ -24,7 +24,6 @@ from vidsim.retrieval.index import VectorIndex
 from vidsim.retrieval.index_files import is_index
 from vidsim.retrieval.qdrant import is_address
 from vidsim.retrieval.recommend_evaluation import evaluate_lists, read_truth, report
-from vidsim.retrieval.recommend_factors import SIMILARITY
 from vidsim.retrieval.recommend_histories import Histories, read_histories, user_number
 from vidsim.retrieval.recommend_scoring import (
     AGGREGATIONS,
@@ -37,7 +36,7 @@ from vidsim.retrieval.recommend_scoring import (
     rank_histories,
 )
 from vidsim.retrieval.search import read_titles
-from vidsim.retrieval.vectors import unit_vectors
+from vidsim.retrieval.vectors import SIMILARITY, unit_vectors
 
 RECOMMENDATIONS_SCHEMA: Final = pa.schema(
     [("user", pa.string()), ("rank", pa.int32()), (ID, pa.string()), ("score", pa.float32())]

@@ -25,10 +25,9 @@ from vidsim.common.files import require_new, sha256_file
 from vidsim.data.cowatch_sessions import VIDEO, SessionColumns, read_sessions
 from vidsim.data.embeddings import read_embeddings, write_embeddings
 from vidsim.retrieval.recommend_histories import Histories, read_histories
-from vidsim.retrieval.vectors import unit_vectors
+from vidsim.retrieval.vectors import SIMILARITY, unit_vectors
 
 Float32 = npt.NDArray[np.float32]
-SIMILARITY: Final = "similarity"
 """Key in the metadata of embeddings whose lengths mean something; its value is `dot`."""
 _SEED: Final = 0
 

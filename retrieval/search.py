@@ -129,6 +129,8 @@ def print_similar(
     for query, results in zip(queries, found, strict=True):
         print(f"{query}  {titles.get(query, '')}".rstrip())
         width = max((len(video) for video, _ in results), default=0)
+        if not results:
+            print("   none")
         for rank, (video, score) in enumerate(results, 1):
             print(f"{rank:>4}  {score:.4f}  {video:<{width}}  {titles.get(video, '')}".rstrip())
 

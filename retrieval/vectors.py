@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
+SIMILARITY: Final = "similarity"
+"""In the metadata of embeddings: `dot` where lengths mean something, as of `vidsim factors`."""
 _SMALLEST_NORM = 1e-6
 
 

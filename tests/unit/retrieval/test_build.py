@@ -125,3 +125,12 @@ def test_a_removal_that_goes_wrong_changes_nothing(folder: Path) -> None:
         with pytest.raises(UserError, match=message):
             main([*arguments, *index])
     assert {path.name: path.read_bytes() for path in (folder / "index").iterdir()} == before
+
+
+def test_vectors_whose_lengths_count_make_no_index(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "emb", ["a", "b"], np.eye(2, dtype=np.float32), {"similarity": "dot"})
+    with pytest.raises(UserError, match="lengths of its vectors mean something"):
+        main([str(tmp_path / "emb"), "--out", str(tmp_path / "index")])
+    with pytest.raises(UserError, match="--num_candidates: must be at least 1, not 0"):
+        main([str(tmp_path / "emb"), "--out", str(tmp_path / "index"), "--num_candidates", "0"])
+    assert not (tmp_path / "index").exists()

@@ -35,10 +35,10 @@ from cowatch_tables import Metrics, query_metrics, row_of, write_chart, write_ta
 from vidsim.common.entry import run_entry
 from vidsim.common.files import atomic_path, read_json, write_json
 from vidsim.data import cowatch as graph_command
-from vidsim.data.cowatch_features import FeatureStreams, open_features
 from vidsim.data.cowatch_graph import TRAIN, CowatchGraph, on_videos, read_graph
 from vidsim.data.cowatch_queries import RelatedQueries, related_queries
 from vidsim.data.embeddings import read_embeddings
+from vidsim.data.feature_streams import FeatureStreams, open_features
 from vidsim.finetune import cowatch as training
 
 _RECIPE = Path(__file__).parents[1] / "launch" / "recipes" / "finetune" / "cowatch.yaml"
@@ -192,8 +192,7 @@ def run_cell(cell: Cell, seed: int, out: Path) -> Metrics:
 
 def floors(world: World) -> dict[str, Metrics]:
     """What needs no learning."""
-    training_edges = world.graph.edges[:, world.graph.training_edges()]
-    counts = np.bincount(training_edges.reshape(-1), minlength=len(world.graph.ids)).astype(np.float32)[:, None]
+    counts = world.graph.popularity()[:, None]
     noise = np.random.default_rng(0).standard_normal((len(counts), 64)).astype(np.float32)
     features = world.features.joined(np.flatnonzero(world.graph.part == TRAIN))
     return {

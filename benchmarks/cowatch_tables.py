@@ -12,10 +12,12 @@ import numpy.typing as npt
 from vidsim.common.files import atomic_path
 from vidsim.data.cowatch_queries import E2T, T2E, RelatedQueries
 from vidsim.engine.charts import line_chart
+from vidsim.ensemble.bootstrap import percentile_interval
 from vidsim.modeling.ranking_metrics import metrics_of_vectors
 
 K = 10
 NUM_RESAMPLES = 2000
+_UNKNOWN = (np.nan, np.nan)
 Float64 = npt.NDArray[np.float64]
 Metrics = dict[str, Float64]
 """`t2e ndcg@10` and so on: one number a query."""
@@ -85,16 +87,11 @@ def row_of(name: str, found: Metrics | Sequence[Metrics], base: Metrics) -> Row:
         values = means[f"{direction} ndcg@{K}"]
         gain = values - base[f"{direction} ndcg@{K}"]
         drawn = np.random.default_rng(0).integers(0, len(values), (NUM_RESAMPLES, len(values)))
-        intervals[direction] = _interval(values[drawn].mean(axis=1))
+        intervals[direction] = percentile_interval(values[drawn].mean(axis=1)) or _UNKNOWN
         if gain.any():
-            differences[direction] = (float(gain.mean()), *_interval(gain[drawn].mean(axis=1)))
+            differences[direction] = (float(gain.mean()), *(percentile_interval(gain[drawn].mean(axis=1)) or _UNKNOWN))
     overall = {key: float(values.mean()) for key, values in means.items()}
     return Row(name=name, means=overall, intervals=intervals, differences=differences)
-
-
-def _interval(resamples: Float64) -> tuple[float, float]:
-    low, high = np.percentile(resamples, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def write_tables(path: Path, tables: Mapping[str, Sequence[str]]) -> None:

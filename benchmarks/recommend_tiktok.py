@@ -37,8 +37,9 @@ from vidsim.common.entry import run_entry
 from vidsim.common.files import atomic_path, write_json
 from vidsim.data.cowatch_graph import EVAL, parts_of
 from vidsim.launch.ablation_table import Row, dot_plot
+from vidsim.modeling.ranking_metrics import mean_interval
 from vidsim.retrieval.recommend import Catalogue, ranked_blocks, with_taste
-from vidsim.retrieval.recommend_evaluation import UserMetrics, mean_interval, user_metrics
+from vidsim.retrieval.recommend_evaluation import UserMetrics, user_metrics
 from vidsim.retrieval.recommend_factors import FactorsConfig, factors, with_content
 from vidsim.retrieval.recommend_histories import Histories
 from vidsim.retrieval.recommend_scoring import exact_scorer

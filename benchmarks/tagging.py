@@ -35,7 +35,7 @@ from vidsim.data.arrow import open_videos
 from vidsim.engine.settings import parse_settings
 from vidsim.engine.source import checkpoint_of
 from vidsim.ensemble.bootstrap import percentile_interval
-from vidsim.finetune.annotation import AnnotationData, best_tags, open_data
+from vidsim.finetune.annotation import AnnotationData, best_tags, most_frequent, open_data
 from vidsim.finetune.annotation_config import AnnotationConfig
 from vidsim.finetune.annotation_tag import load_tagger
 from vidsim.finetune.embed import embed
@@ -166,14 +166,6 @@ def predict(run: Path, data: AnnotationData) -> tuple[npt.NDArray[np.int64], Flo
     return found[:, k:].astype(np.int64), found[:, :k]
 
 
-def most_frequent(data: AnnotationData) -> Predictions:
-    """The same tags for every video."""
-    counts = np.array(data.annotation.vocabulary.counts[:_K])
-    videos = data.annotation.evaluated["test"]
-    same = [np.tile(row, (len(videos), 1)) for row in (np.arange(len(counts)), counts)]
-    return Predictions.judge(same[0], same[1], *data.annotation.pairs(videos))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """One line of the table.
@@ -212,7 +204,8 @@ def tabulate(benchmark: Benchmark, data: AnnotationData) -> tuple[str, list[Row]
     truth = data.annotation.pairs(videos)
     generator = np.random.default_rng(0)
     draws = generator.multinomial(len(videos), np.full(len(videos), 1 / len(videos)), _NUM_RESAMPLES).astype(float)
-    lines = [make_line(POPULARITY, {0: most_frequent(data)}, draws)]
+    popular = Predictions.judge(*most_frequent(data, videos, _K), *truth)
+    lines = [make_line(POPULARITY, {0: popular}, draws)]
     for features, model in itertools.product(benchmark.feature_sets(), MODELS):
         stored = {seed: read_json(cell_file(benchmark, features, model, seed)) for seed in benchmark.seeds}
         members = {seed: Predictions.judge(one["tags"], one["scores"], *truth) for seed, one in stored.items()}

@@ -354,8 +354,7 @@ def feature_ids(source: Path) -> list[str]:
     return read_ids(source)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`vidsim cowatch`."""
+def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="vidsim cowatch",
         description="Make the graph of videos watched one after another, its videos split into train, validation "
@@ -391,7 +390,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the split (default %(default)s)")
     parser.add_argument("--features", type=Path, help="embeddings, .npy, data set or list of ids that must hold them")
     parser.add_argument("--drop_unknown", action="store_true", help="leave out videos without features")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`vidsim cowatch`."""
+    args = _parser().parse_args(argv)
     if (args.rating is None) != (args.min_rating is None):
         raise UserError("--rating and --min_rating go together", field="--min_rating", fix="give both or none")
     if args.drop_unknown and args.features is None:

@@ -68,6 +68,11 @@ class CowatchGraph:
         """Positions of the edges whose videos are both in the training part."""
         return np.flatnonzero((self.part[self.edges] == TRAIN).all(axis=0))
 
+    def popularity(self) -> npt.NDArray[np.float32]:
+        """In how many training edges each video is, float32 [V]."""
+        ends = self.edges[:, self.training_edges()].reshape(-1)
+        return np.bincount(ends, minlength=len(self.ids)).astype(np.float32)
+
     def neighbours(self, edges: Integers | None = None) -> Neighbours:
         """Who is next to whom, over these edges (positions) or all."""
         chosen = self.edges if edges is None else self.edges[:, edges]

@@ -7,6 +7,7 @@ read too. Columns: `id: string`, `embedding: fixed_size_list<float32>[D]`. The s
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from vidsim.data.schema import ID
 
 SHARD_SIZE: Final = 65_536
 _NUM_SHOWN: Final = 5
+_MOST_COMPARED: Final = 200_000  # ids, for spelling
 _GO_ON: Final = "run the same command again: it goes on where it stopped"
 _START_AFRESH: Final = "choose another --out, or start afresh with --overwrite"
 
@@ -87,6 +89,13 @@ def shown(ids: Sequence[str]) -> str:
     """The first five ids, for a message."""
     more = f" and {len(ids) - _NUM_SHOWN:,} more" if len(ids) > _NUM_SHOWN else ""
     return ", ".join(ids[:_NUM_SHOWN]) + more
+
+
+def did_you_mean(id: str, among: Sequence[str] | pa.ChunkedArray, otherwise: str) -> str:
+    """What to do about an unknown id: take one that is spelled like it, or `otherwise`."""
+    known = among[:_MOST_COMPARED]
+    close = difflib.get_close_matches(id, known.to_pylist() if isinstance(known, pa.ChunkedArray) else known, 3)
+    return f"did you mean {', '.join(close)}?" if close else otherwise
 
 
 def positions(ids: Sequence[str], among: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import eigh
 
-from vidsim.data.cowatch_features import FeatureStreams
 from vidsim.data.cowatch_graph import Integers
+from vidsim.data.feature_streams import FeatureStreams
 
 Float64 = npt.NDArray[np.float64]
 

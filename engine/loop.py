@@ -432,12 +432,3 @@ def train(
         metrics=progress.metrics or {},
         interrupted=stop and progress.step < last_step,
     )
-
-
-def describe_result(result: TrainResult, checkpoints: Path) -> list[str]:
-    """Lines for the end of a run: how it ended, and which checkpoint to take."""
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
-    best = "" if result.best is None else f"; best {result.best:.4f} at step {result.best_step:,}"
-    end = f"{'stopped' if result.interrupted else 'done'} at step {result.step:,}: {figures or 'not evaluated'}{best}"
-    name = "last" if result.best is None else "best"
-    return [end, f"{name} checkpoint: {checkpoints / name}"]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
+import torch
 from accelerate import Accelerator
 
 from vidsim.common.errors import UserError
 from vidsim.engine.accelerator import Precision, make_accelerator
-from vidsim.engine.loop import TrainResult
+from vidsim.engine.loop import Stage, Trainer, TrainResult, train
 from vidsim.engine.reporting import Reporter
 from vidsim.engine.run_folder import RunFolder
 from vidsim.engine.trackers import check_trackers
@@ -79,3 +81,28 @@ def run_session(
     if result.interrupted and accelerator.is_main_process:
         print(f"stopped at step {result.step}; go on with --resume", file=sys.stderr)
     return EXIT_INTERRUPTED if result.interrupted else 0
+
+
+def run_training(
+    trainer: Trainer,
+    stages: Sequence[Stage],
+    to_device: Callable[[dict[str, Any], torch.device], Any],
+    *,
+    resume: bool,
+) -> TrainResult:
+    """Go on from the newest checkpoint if that is wanted, train (`engine/loop.py`), say how it ended. Collective."""
+    if resume and trainer.resume():
+        trainer.reporter.note([f"resumed at step {trainer.progress.step:,}"])
+    result = train(trainer, stages, to_device)
+    trainer.reporter.note(describe_result(result, trainer.checkpoints))
+    trainer.accelerator.wait_for_everyone()
+    return result
+
+
+def describe_result(result: TrainResult, checkpoints: Path) -> list[str]:
+    """Lines for the end of a run: how it ended, and which checkpoint to take."""
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+    best = "" if result.best is None else f"; best {result.best:.4f} at step {result.best_step:,}"
+    end = f"{'stopped' if result.interrupted else 'done'} at step {result.step:,}: {figures or 'not evaluated'}{best}"
+    name = "last" if result.best is None else "best"
+    return [end, f"{name} checkpoint: {checkpoints / name}"]

@@ -20,25 +20,25 @@ from vidsim.common.errors import UserError
 from vidsim.common.files import write_json
 from vidsim.data.annotation import Annotation, annotate, read_tags, split_videos, tag_columns
 from vidsim.data.collators import to_device
-from vidsim.data.cowatch_features import FeatureStreams, open_features
 from vidsim.data.cowatch_graph import Integers
 from vidsim.data.embeddings import positions, shown
+from vidsim.data.feature_streams import FeatureStreams, open_features
 from vidsim.data.ids import read_ids
 from vidsim.data.pca import block_pca
 from vidsim.engine.accelerator import banner_lines
 from vidsim.engine.balance import BalanceConfig, LossBalancer
 from vidsim.engine.gather import map_rows
-from vidsim.engine.loop import Hooks, Stage, Trainer, TrainResult, describe_result, train
+from vidsim.engine.loop import Hooks, Trainer, TrainResult
 from vidsim.engine.optimizer import describe as describe_groups
 from vidsim.engine.optimizer import make_optimizer, parameter_groups
 from vidsim.engine.reporting import Reporter
 from vidsim.engine.run_folder import RunFolder
 from vidsim.engine.seeding import seed_everything
-from vidsim.engine.session import run_session
+from vidsim.engine.session import run_session, run_training
 from vidsim.engine.settings import parse_settings
 from vidsim.engine.source import checkpoint_of
 from vidsim.finetune.annotation_config import AnnotationConfig
-from vidsim.finetune.batches import epoch_steps, task_batches
+from vidsim.finetune.batches import epoch_steps, task_stage
 from vidsim.finetune.tasks.annotation import AnnotationCollator, AnnotationModule, TrainingRows
 from vidsim.modeling.annotation_metrics import Predictions, annotation_metrics
 from vidsim.modeling.mixture_of_experts import Tagger, TaggerConfig
@@ -178,18 +178,9 @@ def finetune(
         checkpoints=run.checkpoints,
         seed=config.seed,
     )
-    if config.resume and trainer.resume():
-        reporter.note([f"resumed at step {trainer.progress.step:,}"])
     rows, collator = TrainingRows(data.annotation), AnnotationCollator(data.features, data.annotation)
-    stage = Stage(
-        num_steps=total,
-        schedule=config.schedule,
-        batches=partial(task_batches, rows, len(rows), collator, config.loop, accelerator, config.seed, total),
-    )
-    result = train(trainer, [stage], to_device)
-    reporter.note(describe_result(result, run.checkpoints))
-    accelerator.wait_for_everyone()
-    return result
+    stage = task_stage(rows, collator, config.schedule, config.loop, accelerator, config.seed, total)
+    return run_training(trainer, [stage], to_device, resume=config.resume)
 
 
 def best_tags(logits: Tensor, k: int) -> Tensor:
@@ -226,13 +217,17 @@ def judge(
 
 def floors(config: AnnotationConfig, data: AnnotationData) -> list[str]:
     """What needs no learning: the most frequent tags, the same for every video."""
-    counts = np.array(data.annotation.vocabulary.counts[: config.k])
-    lines = []
-    for name, videos in data.annotation.evaluated.items():
-        if len(videos):
-            same = [np.tile(row, (len(videos), 1)) for row in (np.arange(len(counts)), counts)]
-            lines.append(describe(f"the most frequent tags, {name}", judge(config, data, videos, same[0], same[1])))
-    return lines
+    return [
+        describe(f"the most frequent tags, {name}", judge(config, data, videos, *most_frequent(data, videos, config.k)))
+        for name, videos in data.annotation.evaluated.items()
+        if len(videos)
+    ]
+
+
+def most_frequent(data: AnnotationData, videos: Integers, k: int) -> tuple[Integers, np.ndarray]:
+    """The k tags of most training videos and their counts, int64 [len(videos), k], the same for every video."""
+    counts = np.array(data.annotation.vocabulary.counts[:k])
+    return np.tile(np.arange(len(counts)), (len(videos), 1)), np.tile(counts, (len(videos), 1))
 
 
 def describe(what: str, metrics: dict[str, float]) -> str:

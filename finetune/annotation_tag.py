@@ -12,7 +12,7 @@ from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
 from vidsim.common.files import atomic_path, require_new
 from vidsim.common.progress import progress
-from vidsim.data.cowatch_features import FeatureStreams
+from vidsim.data.feature_streams import FeatureStreams
 from vidsim.data.tags import TagVocabulary
 from vidsim.engine.source import checkpoint_of
 from vidsim.finetune.annotation import TAGS_FILE

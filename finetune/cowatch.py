@@ -35,21 +35,21 @@ from vidsim.data.embeddings import write_embeddings
 from vidsim.engine.accelerator import banner_lines
 from vidsim.engine.balance import BalanceConfig, LossBalancer
 from vidsim.engine.ema import ExponentialMovingAverage
-from vidsim.engine.loop import Hooks, Stage, Trainer, TrainResult, describe_result, train
+from vidsim.engine.loop import Hooks, Trainer, TrainResult
 from vidsim.engine.optimizer import describe as describe_groups
 from vidsim.engine.optimizer import make_optimizer
 from vidsim.engine.reporting import Reporter
 from vidsim.engine.run_folder import RunFolder
 from vidsim.engine.seeding import seed_everything
-from vidsim.engine.session import run_session
+from vidsim.engine.session import run_session, run_training
 from vidsim.engine.settings import parse_settings
 from vidsim.engine.source import checkpoint_of
-from vidsim.finetune.batches import epoch_steps, task_batches
+from vidsim.finetune.batches import epoch_steps, task_stage
 from vidsim.finetune.cowatch_config import CowatchConfig
 from vidsim.finetune.cowatch_evaluation import Vectors, evaluate_related, floors
 from vidsim.finetune.cowatch_sources import Source, embed_all, open_source
 from vidsim.finetune.tasks.cowatch import CowatchModule, TripletCollator, TripletRows
-from vidsim.modeling.towers import WEIGHTS_FILE
+from vidsim.modeling.model_files import WEIGHTS_FILE
 
 EMBEDDINGS, EVALUATION_FILE = "embeddings", "evaluation.json"
 EXAMPLES = (
@@ -179,19 +179,10 @@ def finetune(
         seed=config.seed,
         ema=ExponentialMovingAverage(module, config.ema) if config.ema else None,
     )
-    if config.resume and trainer.resume():
-        reporter.note([f"resumed at step {trainer.progress.step:,}"])
     rows = TripletRows(data.graph, config.seed)
     collator = TripletCollator(data.source.collate, data.source.ids)
-    stage = Stage(
-        num_steps=total,
-        schedule=config.schedule,
-        batches=partial(task_batches, rows, len(rows), collator, config.loop, accelerator, config.seed, total),
-    )
-    result = train(trainer, [stage], to_device)
-    reporter.note(describe_result(result, run.checkpoints))
-    accelerator.wait_for_everyone()
-    return result
+    stage = task_stage(rows, collator, config.schedule, config.loop, accelerator, config.seed, total)
+    return run_training(trainer, [stage], to_device, resume=config.resume)
 
 
 def write_all(

@@ -14,7 +14,8 @@ from vidsim.common.progress import progress
 from vidsim.data.embeddings import EmbeddingWriter
 from vidsim.engine.source import checkpoint_of
 from vidsim.finetune.streams import open_streams, stream_options
-from vidsim.modeling.towers import WEIGHTS_FILE, FusionTowers
+from vidsim.modeling.model_files import WEIGHTS_FILE
+from vidsim.modeling.towers import FusionTowers
 
 
 def embed_features(model: Path, sources: dict[str, str], ids: str | None, out: Path, *, batch_size: int) -> int:

@@ -49,8 +49,7 @@ def floors(
         queries: From `related_queries`.
         k: Cut-off.
     """
-    training = graph.edges[:, graph.training_edges()]
-    popularity = np.bincount(training.reshape(-1), minlength=len(graph.ids)).astype(np.float32)[:, None]
+    popularity = graph.popularity()[:, None]
     return {
         "untrained features": evaluate_related(untrained, queries, k),
         "popularity in training": evaluate_related(popularity, queries, k, query_vectors=np.ones_like(popularity)),

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vidsim.data.arrow import Videos, concat_videos, open_videos
 from vidsim.data.collators import Batch, encode_rows, to_device
-from vidsim.data.cowatch_features import FeatureStreams, open_features
 from vidsim.data.cowatch_graph import Integers
+from vidsim.data.feature_streams import FeatureStreams, open_features
 from vidsim.engine.gather import map_rows
 from vidsim.engine.optimizer import parameter_groups
 from vidsim.engine.source import checkpoint_of

@@ -25,16 +25,16 @@ from vidsim.data.tags import TagVocabulary
 from vidsim.engine.accelerator import banner_lines
 from vidsim.engine.balance import BalanceConfig, LossBalancer
 from vidsim.engine.ema import ExponentialMovingAverage
-from vidsim.engine.loop import Hooks, Stage, Trainer, TrainResult, describe_result, train
+from vidsim.engine.loop import Hooks, Trainer, TrainResult
 from vidsim.engine.optimizer import describe as describe_groups
 from vidsim.engine.optimizer import make_optimizer, parameter_groups
 from vidsim.engine.reporting import Reporter
 from vidsim.engine.run_folder import RunFolder
 from vidsim.engine.seeding import seed_everything
-from vidsim.engine.session import run_session
+from vidsim.engine.session import run_session, run_training
 from vidsim.engine.settings import parse_settings
 from vidsim.engine.source import checkpoint_of
-from vidsim.finetune.batches import epoch_steps, task_batches
+from vidsim.finetune.batches import epoch_steps, task_stage
 from vidsim.finetune.config import FinetuneConfig
 from vidsim.finetune.projection import principal_projection
 from vidsim.finetune.tasks.similarity import PairCollator, PairRows, SimilarityModule, evaluate_pairs, pair_labels
@@ -201,17 +201,8 @@ def finetune(
         ema=ExponentialMovingAverage(module, config.ema) if config.ema else None,
         fgm=config.fgm,
     )
-    if config.resume and trainer.resume():
-        reporter.note([f"resumed at step {trainer.progress.step:,}"])
-    stage = Stage(
-        num_steps=total,
-        schedule=config.schedule,
-        batches=partial(task_batches, rows, len(rows), collator, config.loop, accelerator, config.seed, total),
-    )
-    result = train(trainer, [stage], to_device)
-    reporter.note(describe_result(result, run.checkpoints))
-    accelerator.wait_for_everyone()
-    return result
+    stage = task_stage(rows, collator, config.schedule, config.loop, accelerator, config.seed, total)
+    return run_training(trainer, [stage], to_device, resume=config.resume)
 
 
 def start_projection(

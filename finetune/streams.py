@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vidsim.common.errors import UserError
-from vidsim.data.cowatch_features import FeatureStreams, open_features
+from vidsim.data.feature_streams import FeatureStreams, open_features
 
 
 def stream_options(words: Sequence[str]) -> dict[str, str]:

@@ -15,6 +15,7 @@ Decisions, all here:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -148,6 +149,18 @@ def build_sequence(
         num_before=num_before,
         lengths=lengths,
     )
+
+
+def checked_vectors(name: str, streams: Mapping[str, torch.Tensor], dim: int) -> torch.Tensor:
+    """A stream of one vector a video, float [B, dim].
+
+    Raises:
+        ValueError: It is missing or of another width.
+    """
+    if name not in streams or streams[name].ndim != 2 or streams[name].shape[1] != dim:
+        got = list(streams[name].shape) if name in streams else "nothing"
+        raise ValueError(f"stream {name}: [B, {dim}] expected, got {got}")
+    return streams[name]
 
 
 def checked_stream(

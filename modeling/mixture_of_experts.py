@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .embeddings import checked_vectors
 from .losses.reduction import full_precision
 from .model_files import load_model, save_model
 
@@ -154,10 +155,7 @@ class Tagger(nn.Module):
         """
         parts = []
         for name, (dim, _) in self.config.streams.items():
-            if name not in streams or streams[name].ndim != 2 or streams[name].shape[1] != dim:
-                got = list(streams[name].shape) if name in streams else "nothing"
-                raise ValueError(f"stream {name}: [B, {dim}] expected, got {got}")
-            centred: Tensor = streams[name] - getattr(self, f"mean_{name}")
+            centred: Tensor = checked_vectors(name, streams, dim) - getattr(self, f"mean_{name}")
             parts.append(self.projections[name](centred * getattr(self, f"scale_{name}")))
         return functional.normalize(torch.cat(parts, dim=-1), dim=-1)
 

@@ -11,7 +11,7 @@ usual figure (MAP); the values themselves are for intervals and paired compariso
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ import numpy.typing as npt
 from vidsim.common.errors import UserError
 
 Float64 = npt.NDArray[np.float64]
+_RESAMPLES: Final = 1000
+_CONFIDENCE: Final = 0.95
 Gain = Literal["exponential", "linear"]
 _SCORES_AT_ONCE = 2**21
 
@@ -186,6 +188,15 @@ def recall_at_k(ranked: npt.ArrayLike, ideal: npt.ArrayLike, k: int) -> Float64:
     """
     found, truth = _checked(ranked, ideal, k)
     return (found[:, :k] > 0).sum(axis=1) / (truth > 0).sum(axis=1)
+
+
+def mean_interval(values: Float64, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of a mean over queries or users."""
+    generator = np.random.default_rng(seed)
+    means = [values[generator.integers(0, len(values), len(values))].mean() for _ in range(_RESAMPLES)]
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def _checked(ranked: npt.ArrayLike, ideal: npt.ArrayLike, k: int | None) -> tuple[Float64, Float64]:

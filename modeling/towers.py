@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .model_files import WEIGHTS_FILE as WEIGHTS_FILE
+from .embeddings import checked_vectors
 from .model_files import load_model, save_model
 
 MODEL_TYPE = "vidsim_towers"
@@ -107,10 +107,8 @@ class FusionTowers(nn.Module):
         """
         inputs = {}
         for name, dim in self.config.streams.items():
-            if name not in streams or streams[name].ndim != 2 or streams[name].shape[1] != dim:
-                got = list(streams[name].shape) if name in streams else "nothing"
-                raise ValueError(f"stream {name}: [B, {dim}] expected, got {got}")
-            inputs[name] = (streams[name] - getattr(self, f"mean_{name}")) * getattr(self, f"scale_{name}")
+            centred = checked_vectors(name, streams, dim) - getattr(self, f"mean_{name}")
+            inputs[name] = centred * getattr(self, f"scale_{name}")
         if self.config.fusion == "early":
             inputs = {"all": torch.cat(list(inputs.values()), dim=-1)}
         output = torch.stack([tower(inputs[name]).float() for name, tower in self.towers.items()]).prod(dim=0)

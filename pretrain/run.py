@@ -27,13 +27,13 @@ from vidsim.data.tags import TagVocabulary
 from vidsim.data.token_counts import token_counts
 from vidsim.engine.accelerator import banner_lines
 from vidsim.engine.balance import LossBalancer
-from vidsim.engine.loop import Hooks, Stage, Trainer, TrainResult, describe_result, train
+from vidsim.engine.loop import Hooks, Stage, Trainer, TrainResult
 from vidsim.engine.optimizer import describe as describe_groups
 from vidsim.engine.optimizer import make_optimizer, parameter_groups
 from vidsim.engine.reporting import Reporter
 from vidsim.engine.run_folder import RunFolder
 from vidsim.engine.seeding import seed_everything
-from vidsim.engine.session import run_session
+from vidsim.engine.session import run_session, run_training
 from vidsim.engine.settings import parse_settings
 from vidsim.modeling.build import build_encoder, build_processor, check_streams_match, save_encoder
 from vidsim.modeling.initialization import LoadReport, load_mlm_head
@@ -241,12 +241,8 @@ def pretrain(
         checkpoints=run.checkpoints,
         seed=config.seed,
     )
-    if config.resume and trainer.resume():
-        reporter.note([f"resumed at step {trainer.progress.step:,}"])
-    result = train(trainer, stage_batches(config, corpus, collator, accelerator, counts), to_device)
-    reporter.note(describe_result(result, run.checkpoints))
-    accelerator.wait_for_everyone()
-    return result
+    stages = stage_batches(config, corpus, collator, accelerator, counts)
+    return run_training(trainer, stages, to_device, resume=config.resume)
 
 
 def build_module(

@@ -22,9 +22,8 @@ from vidsim.common.errors import UserError
 from vidsim.data.cowatch_graph import PARTS, CowatchGraph, on_videos, read_graph
 from vidsim.data.cowatch_queries import E2T, RelatedQueries, related_queries
 from vidsim.data.embeddings import Embeddings, read_embeddings
-from vidsim.modeling.ranking_metrics import metrics_of_vectors
+from vidsim.modeling.ranking_metrics import mean_interval, metrics_of_vectors
 from vidsim.retrieval.quantization_table import quantization_table
-from vidsim.retrieval.recommend_evaluation import mean_interval
 from vidsim.retrieval.vectors import Float32, Float64, unit_vectors
 
 Values = dict[str, dict[str, Float64]]
@@ -68,8 +67,7 @@ def floors(graph: CowatchGraph, queries: Mapping[str, RelatedQueries], k: int, s
     vectors = unit_vectors(drawn, graph.ids)
     result = {"random vectors": related_values(vectors, vectors, queries, k)}
     if E2T in queries:
-        trained = graph.edges[:, graph.training_edges()].reshape(-1)
-        popularity = np.bincount(trained, minlength=len(graph.ids)).astype(np.float32)[:, None]
+        popularity = graph.popularity()[:, None]
         alone = {E2T: queries[E2T]}
         result["most edges in training"] = related_values(np.ones_like(popularity), popularity, alone, k)
     return result

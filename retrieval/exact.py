@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from vidsim.common.errors import UserError
-from vidsim.retrieval.vectors import Float32, Int64, exact_cosines, unit_vectors
+from vidsim.data.embeddings import did_you_mean
+from vidsim.retrieval.vectors import Float32, Int64, exact_cosines, unit_queries, unit_vectors
 
 # Scores of one block of queries: 128 MiB of float32.
 _BLOCK_SCORES = 1 << 25
 # float32 sums of D products are off by less than this; what lies this close to the k-th score is recomputed.
 _ROUNDING = 1e-5
-_NUM_SUGGESTED = 3
-_MOST_COMPARED = 200_000
 
 
 class ExactIndex:
@@ -97,8 +95,7 @@ class ExactIndex:
         """
         row = self._row_of.get(video)
         if row is None:
-            close = difflib.get_close_matches(video, self.ids[:_MOST_COMPARED], _NUM_SUGGESTED)
-            fix = f"did you mean {', '.join(close)}?" if close else "name an id of these embeddings"
+            fix = did_you_mean(video, self.ids, "name an id of these embeddings")
             raise UserError(f"no video has the id {video!r} among {len(self.ids):,}", fix=fix)
         return row
 
@@ -116,11 +113,7 @@ class ExactIndex:
         Raises:
             UserError: Another width than the index, k < 1, a zero or non-finite query.
         """
-        vectors = unit_vectors(queries, [f"query {number}" for number in range(len(np.asarray(queries)))])
-        if vectors.shape[1] != self.dim:
-            raise UserError(f"queries have width {vectors.shape[1]}, the index {self.dim}")
-        if k < 1:
-            raise UserError(f"must be at least 1, not {k}", field="k")
+        vectors = unit_queries(queries, k, self.dim)
         rows_left_out = np.full(len(vectors), -1) if exclude is None else np.asarray(exclude, dtype=np.int64)
         if rows_left_out.shape != (len(vectors),):
             raise UserError(f"{len(rows_left_out)} rows to exclude for {len(vectors)} queries", field="exclude")

@@ -13,7 +13,6 @@ with `refine`, with the vectors themselves, which are then kept beside the index
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +25,13 @@ import pyarrow.compute as pc
 
 from vidsim.common.errors import UserError
 from vidsim.common.progress import progress
-from vidsim.data.embeddings import positions, repeated, shown
+from vidsim.data.embeddings import did_you_mean, positions, repeated, shown
 from vidsim.data.schema import ID
 from vidsim.retrieval import backends
 from vidsim.retrieval.backends import KINDS, Float32, Int64
 from vidsim.retrieval.conditions import parse_conditions
 from vidsim.retrieval.index_files import KEY, StoredIndex, read_index, write_index
-from vidsim.retrieval.vectors import exact_cosines, unit_vectors
+from vidsim.retrieval.vectors import exact_cosines, unit_queries, unit_vectors
 
 Mask = npt.NDArray[np.bool_]
 
@@ -45,8 +44,6 @@ _ROUNDING: Final = 1e-5
 _MORE: Final = 8
 _REFINE_FACTOR: Final = 4
 _SAMPLE_SEED: Final = 0
-_NUM_SUGGESTED: Final = 3
-_MOST_COMPARED: Final = 200_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,8 +208,7 @@ class VectorIndex:
         rows = positions(ids, self.ids)
         if (rows < 0).any():
             unknown = list(dict.fromkeys(ids[i] for i in np.flatnonzero(rows < 0).tolist()))
-            close = difflib.get_close_matches(unknown[0], self.ids[:_MOST_COMPARED].to_pylist(), _NUM_SUGGESTED)
-            fix = f"did you mean {', '.join(close)}?" if close else "name ids of this index"
+            fix = did_you_mean(unknown[0], self.ids, "name ids of this index")
             message = f"{len(unknown):,} ids are not among the {len(self):,} of the index: {shown(unknown)}"
             raise UserError(message, fix=fix)
         return rows
@@ -331,11 +327,7 @@ class VectorIndex:
         Raises:
             UserError: Another width, k < 1, a zero or non-finite query, unknown ids or columns.
         """
-        if k < 1:
-            raise UserError(f"must be at least 1, not {k}", field="k")
-        vectors = unit_vectors(queries, [f"query {number}" for number in range(len(np.asarray(queries)))])
-        if vectors.shape[1] != self.dim:
-            raise UserError(f"queries have width {vectors.shape[1]}, the index {self.dim}")
+        vectors = unit_queries(queries, k, self.dim)
         if exclude is not None and len(exclude) != len(vectors):
             raise UserError(f"{len(exclude)} lists to exclude for {len(vectors)} queries", field="exclude")
         allowed = self._allowed(among, where)

@@ -29,7 +29,7 @@ from vidsim.common.progress import progress
 from vidsim.data.embeddings import repeated, shown
 from vidsim.data.schema import ID
 from vidsim.retrieval.conditions import Condition, read_conditions
-from vidsim.retrieval.vectors import Float32, unit_vectors
+from vidsim.retrieval.vectors import Float32, unit_queries, unit_vectors
 
 _ADDRESS: Final = re.compile(r"(https?://.+)/collections/([^/]+)/?")
 _NAMESPACE: Final = uuid.UUID("b1e29a3c-6d0f-4c0e-9a55-3f6f0d1c7e42")
@@ -190,11 +190,7 @@ class QdrantIndex:
         without: Sequence[Sequence[str]] | None = None,
     ) -> list[list[tuple[str, float]]]:
         """See `Searchable`. How exact it is depends on the server's settings of the collection."""
-        if k < 1:
-            raise UserError(f"must be at least 1, not {k}", field="k")
-        vectors = unit_vectors(queries, [f"query {number}" for number in range(len(np.asarray(queries)))])
-        if vectors.shape[1] != self.dim:
-            raise UserError(f"queries have width {vectors.shape[1]}, the index {self.dim}", file=self._name)
+        vectors = unit_queries(queries, k, self.dim, self._name)
         conditions = read_conditions(where, self.columns)
         left_out = without if without is not None else [()] * len(vectors)
         requests = [

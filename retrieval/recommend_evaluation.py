@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +13,9 @@ import pyarrow as pa
 from vidsim.common.errors import UserError
 from vidsim.data.cowatch_sessions import KEY, VIDEO, SessionColumns, read_sessions
 from vidsim.data.schema import ID
-from vidsim.modeling.ranking_metrics import average_precision, ndcg_at_k, ranked_by_rows, recall_at_k
+from vidsim.modeling.ranking_metrics import average_precision, mean_interval, ndcg_at_k, ranked_by_rows, recall_at_k
 
 Float64 = npt.NDArray[np.float64]
-_RESAMPLES: Final = 1000
-_CONFIDENCE: Final = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +90,6 @@ def evaluate_lists(recommendations: pa.Table, truth: Mapping[str, set[str]], k: 
         average_precision=metrics.average_precision,
         num_without=without,
     )
-
-
-def mean_interval(values: Float64, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of a mean over users."""
-    generator = np.random.default_rng(seed)
-    means = [values[generator.integers(0, len(values), len(values))].mean() for _ in range(_RESAMPLES)]
-    tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def report(metrics: UserMetrics, k: int) -> str:

@@ -43,6 +43,26 @@ def unit_vectors(vectors: npt.ArrayLike, names: Sequence[str]) -> Float32:
     return array / norms[:, None].astype(np.float32)
 
 
+def unit_queries(queries: npt.ArrayLike, k: int, dim: int, name: str | None = None) -> Float32:
+    """What a search is asked, as unit vectors float32 [Q, D].
+
+    Args:
+        queries: float [Q, D].
+        k: How many videos are wanted.
+        dim: Width of the vectors that are searched.
+        name: What is searched, for messages.
+
+    Raises:
+        UserError: k < 1, another width, a zero or non-finite query.
+    """
+    if k < 1:
+        raise UserError(f"must be at least 1, not {k}", field="k")
+    vectors = unit_vectors(queries, [f"query {number}" for number in range(len(np.asarray(queries)))])
+    if vectors.shape[1] != dim:
+        raise UserError(f"queries have width {vectors.shape[1]}, the index {dim}", file=name)
+    return vectors
+
+
 def exact_cosines(near: Float32, query: Float32) -> Float64:
     """Cosines of float32 [n, D] with a unit vector float32 [D], in float64, whatever the size of the block."""
     wide = near.astype(np.float64)

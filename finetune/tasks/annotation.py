@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from vidsim.common.errors import UserError
 from vidsim.data.annotation import Annotation
-from vidsim.data.cowatch_features import FeatureStreams
+from vidsim.data.feature_streams import FeatureStreams
 from vidsim.data.samplers import RowKey
 from vidsim.data.schema import ROW_IDS, TAG_IDS, TAG_ROWS
 from vidsim.modeling.distributed import all_reduce_sum

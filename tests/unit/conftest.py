@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,3 +87,23 @@ def checkpoint(small_data: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
         encoder.streams["frames"].projection.weight.mul_(30)
     save_encoder(encoder, build_processor(config, tokenizer, streams), folder)
     return folder
+
+
+@pytest.fixture
+def on_two_processes() -> Callable[..., str]:
+    """Run a script on two CPU processes; returns what it printed."""
+
+    def run(script: str | Path, *words: str) -> str:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        found = subprocess.run(
+            [*launch, str(script), *words],
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert found.returncode == 0, found.stderr
+        return found.stdout
+
+    return run

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from vidsim.data.cowatch_features import FeatureStreams, open_features
+from vidsim.data.feature_streams import FeatureStreams, open_features
 from vidsim.data.pca import block_pca
 
 

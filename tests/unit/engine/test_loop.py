@@ -17,7 +17,7 @@ from vidsim.engine.accelerator import make_accelerator
 from vidsim.engine.adversarial import FgmConfig
 from vidsim.engine.balance import BalanceConfig, LossBalancer
 from vidsim.engine.ema import EmaConfig, ExponentialMovingAverage
-from vidsim.engine.loop import Hooks, LoopConfig, Stage, Trainer, TrainResult, describe_result, train
+from vidsim.engine.loop import Hooks, LoopConfig, Stage, Trainer, TrainResult, train
 from vidsim.engine.metrics_file import read_metrics
 from vidsim.engine.reporting import Reporter
 from vidsim.engine.run_folder import RunFolder
@@ -361,10 +361,3 @@ def test_settings_that_cannot_work_are_refused(field: str, value: Any) -> None:
     LoopConfig(max_steps=0, max_grad_norm=None, num_workers=0).validate()
     with pytest.raises(UserError, match=rf"field 'loop\.{field}'"):
         LoopConfig(**{field: value}).validate()
-
-
-def test_the_end_in_one_line() -> None:
-    done = TrainResult(step=1200, best=0.5, best_step=900, metrics={"score": 0.25}, interrupted=False)
-    assert describe_result(done, Path("run"))[0] == "done at step 1,200: score 0.2500; best 0.5000 at step 900"
-    stopped = TrainResult(step=7, best=None, best_step=None, metrics={}, interrupted=True)
-    assert describe_result(stopped, Path("run")) == ["stopped at step 7: not evaluated", "last checkpoint: run/last"]

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -197,20 +194,11 @@ def test_what_does_not_fit_is_refused(world: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.multi_process
-def test_two_processes_train_as_one(world: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(world: Path, tmp_path: Path, on_two_processes: Any) -> None:
     options: dict[str, Any] = {"loop__max_steps": 6, "loop__log_every_steps": 1, "loop__eval_every_steps": 3}
     assert main(arguments(world, tmp_path / "one", **options)) == 0
     words = arguments(world, tmp_path / "two", **{**options, "loop__micro_batch_size": 32})
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    run = subprocess.run(
-        [*launch, str(Path(script.__file__)), *words],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    on_two_processes(script.__file__, *words)
     one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     losses = [[line["loss"] for line in lines if "loss" in line] for lines in (one, two)]
     assert len(losses[0]) == 6

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -169,21 +167,14 @@ def test_what_does_not_fit_is_refused(world: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.multi_process
 @pytest.mark.parametrize("loss", ["hinge", "contrastive", "cosent"])
-def test_two_processes_mine_in_the_batch_of_both(world: Path, tmp_path: Path, loss: str) -> None:
+def test_two_processes_mine_in_the_batch_of_both(
+    world: Path, tmp_path: Path, loss: str, on_two_processes: Callable[..., str]
+) -> None:
     options: dict[str, object] = {"task__mining": "hardest", "task__loss": loss}
     options |= {"loop__max_steps": 4, "loop__log_every_steps": 1}
     assert main(arguments(world, tmp_path / "one", **options)) == 0
     words = arguments(world, tmp_path / "two", **{**options, "loop__micro_batch_size": 32})
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    run = subprocess.run(
-        [*launch, str(Path(script.__file__)), *words],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    on_two_processes(script.__file__, *words)
     one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     losses = [[line["loss"] for line in lines if "loss" in line] for lines in (one, two)]
     assert len(losses[0]) == 4

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vidsim.data.cowatch_features import FeatureStreams
 from vidsim.data.cowatch_graph import EVAL, TRAIN, CowatchGraph
 from vidsim.data.cowatch_queries import related_queries
+from vidsim.data.feature_streams import FeatureStreams
 from vidsim.finetune.cowatch_evaluation import evaluate_related, floors
 
 

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +169,12 @@ def test_bf16_computes_the_bits_of_autocast(checkpoint: Path, small_data: Any) -
 @pytest.mark.multi_process
 @pytest.mark.parametrize("num_workers", ["0", "2"])
 def test_two_processes_write_what_one_does(
-    checkpoint: Path, small_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: str
+    checkpoint: Path,
+    small_data: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num_workers: str,
+    on_two_processes: Any,
 ) -> None:
     monkeypatch.setattr(embed, "WINDOW", 10)
     straight = command(checkpoint, small_data, tmp_path / "one", "--batch_size", "4")
@@ -185,18 +187,8 @@ def test_two_processes_write_what_one_does(
     folder = tmp_path / "two"
     folder.mkdir()
     shutil.copy(tmp_path / "one/part-00000.parquet", folder)  # both go on after the first shard
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     arguments = [str(checkpoint), str(small_data.folder / "videos"), "--out", str(folder), "--batch_size", "4"]
-    run = subprocess.run(
-        [*launch, *arguments, "--num_workers", num_workers],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout == f"{folder}: 24 embeddings\n"
+    assert on_two_processes(script, *arguments, "--num_workers", num_workers) == f"{folder}: 24 embeddings\n"
     made = read_embeddings(folder)
     assert made.ids == straight.ids
     np.testing.assert_allclose(made.vectors, straight.vectors, rtol=0, atol=1e-6)

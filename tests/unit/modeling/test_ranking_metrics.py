@@ -8,6 +8,7 @@ from vidsim.common.errors import UserError
 from vidsim.modeling import ranking_metrics
 from vidsim.modeling.ranking_metrics import (
     average_precision,
+    mean_interval,
     metrics_of_vectors,
     ndcg_at_k,
     ranked_by_rows,
@@ -163,3 +164,14 @@ def test_bad_input_is_refused() -> None:
         ranked_by_rows([[3, 3]], [{3: 1.0}])
     with pytest.raises(UserError, match="record 0: a relevance is not above 0"):
         ranked_by_rows([[3]], [{3: 0.0}])
+
+
+def test_interval_holds_the_mean_and_narrows() -> None:
+    generator = np.random.default_rng(0)
+    few, many = generator.random(50), generator.random(5000)
+    low, high = mean_interval(many)
+    assert low < many.mean() < high
+    # 1.96 standard errors on each side.
+    assert high - low == pytest.approx(2 * 1.96 * many.std() / np.sqrt(5000), rel=0.1)
+    assert np.subtract(*mean_interval(few)[::-1]) > 5 * (high - low)
+    assert mean_interval(many) == mean_interval(many)

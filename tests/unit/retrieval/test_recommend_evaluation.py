@@ -8,7 +8,7 @@ import pytest
 
 from vidsim.common.errors import UserError
 from vidsim.data.cowatch_sessions import SessionColumns
-from vidsim.retrieval.recommend_evaluation import evaluate_lists, mean_interval, read_truth, report, user_metrics
+from vidsim.retrieval.recommend_evaluation import evaluate_lists, read_truth, report, user_metrics
 
 
 def test_by_hand() -> None:
@@ -37,14 +37,3 @@ def test_truth_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("user,video\n")
     with pytest.raises(UserError, match=r"t\.csv: holds no watches"):
         read_truth(tmp_path / "t.csv", columns)
-
-
-def test_interval_holds_the_mean_and_narrows() -> None:
-    generator = np.random.default_rng(0)
-    few, many = generator.random(50), generator.random(5000)
-    low, high = mean_interval(many)
-    assert low < many.mean() < high
-    # 1.96 standard errors on each side.
-    assert high - low == pytest.approx(2 * 1.96 * many.std() / np.sqrt(5000), rel=0.1)
-    assert np.subtract(*mean_interval(few)[::-1]) > 5 * (high - low)
-    assert mean_interval(many) == mean_interval(many)

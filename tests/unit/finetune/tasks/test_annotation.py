@@ -11,8 +11,8 @@ import torch
 
 from vidsim.common.errors import UserError
 from vidsim.data.annotation import Annotation, TaggedVideos, annotate
-from vidsim.data.cowatch_features import FeatureStreams, open_features
 from vidsim.data.cowatch_graph import TRAIN, VALIDATION
+from vidsim.data.feature_streams import FeatureStreams, open_features
 from vidsim.finetune.tasks.annotation import AnnotationCollator, AnnotationModule, AnnotationTaskConfig, TrainingRows
 from vidsim.modeling.mixture_of_experts import Tagger, TaggerConfig
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from vidsim.common.errors import UserError
-from vidsim.data.cowatch_features import FeatureStreams
 from vidsim.data.cowatch_graph import EVAL, TRAIN, CowatchGraph
+from vidsim.data.feature_streams import FeatureStreams
 from vidsim.finetune.cowatch_config import CowatchConfig
 from vidsim.finetune.cowatch_sources import FeatureSource
 from vidsim.finetune.tasks.cowatch import (

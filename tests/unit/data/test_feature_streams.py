@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from vidsim.common.errors import UserError
-from vidsim.data.cowatch_features import open_features
 from vidsim.data.cowatch_graph import CowatchGraph, on_videos, parts_of
 from vidsim.data.embeddings import write_embeddings
+from vidsim.data.feature_streams import open_features
 
 
 def save(path: Path, array: np.ndarray) -> str:

@@ -36,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("is not the encoder of a video model", file=checkpoint, fix="name a run of `vidsim finetune`")
     model = sha256_file(checkpoint / "model.safetensors")
     require_same_model(searched, args.source, dim=width, model=model, other=str(checkpoint))
+    if config.get("streams") and not (args.features or args.frames or args.stream):
+        what = f"the checkpoint reads {', '.join(config['streams'])}, nothing of it is given"
+        raise UserError(what, file=checkpoint, field="--features", fix="give --features, --frames or --stream")
     with tempfile.TemporaryDirectory(prefix="vidsim-") as folder:
         data, out = f"{folder}/data", f"{folder}/emb"
         with contextlib.redirect_stdout(sys.stderr):

@@ -42,6 +42,14 @@ def test_a_copy_of_a_video_finds_it(
     assert (first["query"], second["query"]) == ("copy", "mute")
     assert first["results"][0] == {"rank": 1, "id": "7", "score": pytest.approx(1, abs=1e-5)}
     assert [len(one["results"]) for one in (first, second)] == [2, 2]
+    (tmp_path / "features" / "mute.npy").unlink()
+    with pytest.raises(UserError, match="--allow_missing_features"):
+        main([str(source), *new, "--checkpoint", str(checkpoint)])
+    run = [str(source), *new, "--checkpoint", str(checkpoint), "--allow_missing_features", "--json"]
+    capsys.readouterr()
+    assert main(run) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+    new = [new[0], "--features", new[2], "--allow_missing_features"]
     data = ["--data", str(small_data.folder / "videos"), "-k", "1"]
     assert main([str(source), *new, "--checkpoint", str(checkpoint), *data]) == 0
     assert capsys.readouterr().out.startswith("copy\n   1  1.0000  7  ")
@@ -55,8 +63,14 @@ def test_what_does_not_fit_is_said_before_anything_is_read(source: Path, checkpo
     write_embeddings(tmp_path / "other", made.ids, made.vectors, {"model": "another"})
     with pytest.raises(UserError, match=r"other: is of another model than .*: cosines would mean nothing"):
         main([str(tmp_path / "other"), *run])
-    with pytest.raises(UserError, match=r"not_there\.jsonl"):
+    with pytest.raises(UserError, match=r"reads frames, nothing of it is given\. Fix: give --features"):
         main([str(source), *run])
+    (tmp_path / "features").mkdir()
+    np.save(tmp_path / "features" / "x.npy", np.zeros((1, 6), np.float32))
+    with pytest.raises(UserError, match=r"not_there\.jsonl"):
+        main([str(source), *run, "--features", str(tmp_path / "features")])
+    with pytest.raises(UserError, match="-k: must be at least 1, not 0"):
+        main([str(source), *run, "-k", "0"])
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="model: is not the encoder of a video model"):

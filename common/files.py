@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, strict JSON, and checksums."""
+"""Files and folders that are written whole or not at all, strict JSON, and checksums."""
 
 from __future__ import annotations
 
@@ -34,16 +34,47 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(path) from error
-        if error.errno == errno.EFBIG:
-            raise too_large(path) from error
-        if error.errno in _UNWRITABLE:
-            raise UserError(f"cannot be written ({error.strerror})", file=path, fix="choose another --out") from error
+        if (known := _explained(error, path)) is not None:
+            raise known from error
         raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`; move it into place if the block succeeds, otherwise remove it.
+
+    Raises:
+        UserError: There is something at `path` already, the disk is full or the place cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.rename(temporary, path)  # onto an empty folder is allowed
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise UserError("is there already", file=path, fix="choose another folder, or remove it") from error
+        if (known := _explained(error, path)) is not None:
+            raise known from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _explained(error: OSError, path: Path) -> UserError | None:
+    """The error for what a user can do something about."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full(path)
+    if error.errno == errno.EFBIG:
+        return too_large(path)
+    if error.errno in _UNWRITABLE:
+        return UserError(f"cannot be written ({error.strerror})", file=path, fix="choose another --out")
+    return None
 
 
 def disk_full(path: str | Path) -> UserError:

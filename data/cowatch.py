@@ -7,14 +7,11 @@ ids of the videos (Lee et al. 2018, §3.2: edges between consecutive watches, we
 
 from __future__ import annotations
 
-import math
 import shutil
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +20,7 @@ import pyarrow.parquet as pq
 
 from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
-from vidsim.common.files import sha256_file, write_json
+from vidsim.common.files import atomic_folder, sha256_file, write_json
 from vidsim.common.progress import progress
 from vidsim.data.cowatch_buckets import Buckets, read_bucket
 from vidsim.data.cowatch_graph import (
@@ -33,61 +30,16 @@ from vidsim.data.cowatch_graph import (
     PARTS,
     TRAIN,
     VIDEOS_FILE,
-    Integers,
-    Weights,
     parts_of,
 )
+from vidsim.data.cowatch_links import CowatchConfig, link
 from vidsim.data.cowatch_sessions import KEY, TIME, VIDEO, SessionColumns, estimated_rows, read_sessions
 from vidsim.data.embeddings import read_embeddings, shown
 from vidsim.data.ids import read_ids
 
 ROWS_PER_BUCKET = 2_000_000
-_LINKS_AT_ONCE = 1_000_000
 _MAX_BUCKETS = 512  # one open file each
 _FIRST, _SECOND, _WEIGHT = "video1", "video2", "weight"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CowatchConfig:
-    """How sessions become a graph.
-
-    Attributes:
-        gap: Seconds between two watches of a user after which a new session begins; None: never.
-        window: Two watches of a session make an edge if they are at most so many places apart.
-        max_session: A session without an order links all its videos, and is cut into parts of so many.
-        weighting: What a link adds to the weight of its edge: 1, or (`session`) 1 / (watches of its session - 1), so
-            that every watch gives away as much in a session without an order, however long that is.
-        min_weight: Lighter edges are dropped.
-        eval_fraction: Share of the videos held out for the evaluation that is reported.
-        validation_fraction: Share of the videos held out for choosing a checkpoint.
-        seed: Of the split.
-    """
-
-    gap: float | None = 1800.0
-    window: int = 1
-    max_session: int = 100
-    weighting: Literal["count", "session"] = "count"
-    min_weight: float = 2
-    eval_fraction: float = 0.3
-    validation_fraction: float = 0.1
-    seed: int = 0
-
-    def validate(self) -> None:
-        """Refuse values outside their range."""
-        for name, least in (("window", 1), ("max_session", 2), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{getattr(self, name)} is below {least}", field=f"--{name}")
-        if not 0 < self.min_weight < math.inf:
-            raise UserError(f"{self.min_weight:g} is not above 0", field="--min_weight")
-        if self.gap is not None and not self.gap > 0:
-            raise UserError(f"{self.gap:g} is not above 0", field="--gap")
-        if self.seed >= 2**32:
-            raise UserError(f"{self.seed} is not below 2^32", field="--seed")
-        for name in ("eval_fraction", "validation_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{getattr(self, name):g} is not in [0, 1)", field=f"--{name}")
-        if self.eval_fraction + self.validation_fraction >= 1:
-            raise UserError("with --eval_fraction it leaves no video to train on", field="--validation_fraction")
 
 
 def build_graph(
@@ -125,20 +77,14 @@ def build_graph(
     # Of sets, most are much smaller than the largest allowed.
     pairs_of_a_row = config.window if columns.time is not None else -(-config.max_session // 10)
     num_pair_buckets = min(num_buckets * pairs_of_a_row, _MAX_BUCKETS) if num_buckets > 1 else 1
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror})", file=out, fix="choose another --out") from error
-    try:
-        buckets, result = temporary / "buckets", temporary / "graph"
+    with atomic_folder(out) as result:
+        buckets = result / "buckets"
         buckets.mkdir()
-        result.mkdir()
         counts = _bucket_watches(sources, columns, buckets, num_buckets, _Known(known, drop_unknown))
-        counts |= _bucket_pairs(
-            buckets, num_buckets, num_pair_buckets, columns.time is not None, config, rows_per_bucket
-        )
+        has_time = columns.time is not None
+        counts |= _bucket_pairs(buckets, num_buckets, num_pair_buckets, has_time, config, rows_per_bucket)
         counts |= _write_edges(buckets, result, num_pair_buckets, config)
+        shutil.rmtree(buckets)
         if not counts["edges"]:
             why = f"no pair of videos was watched together with a weight of {config.min_weight:g} or more"
             fix = "lower --min_weight, or widen --window or --gap"
@@ -153,12 +99,7 @@ def build_graph(
             "files": {name: {"sha256": sha256_file(result / name)} for name in (EDGES_FILE, VIDEOS_FILE)},
         }
         write_json(result / INDEX_FILE, manifest)
-        if out.is_dir():
-            out.rmdir()
-        result.rename(out)
-        return manifest
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
 
 
 class _Known:
@@ -237,62 +178,6 @@ def _bucket_pairs(
                 columns = [pc.if_else(swap, second, first), pc.if_else(swap, first, second), pa.array(weights)]
                 buckets.write(pa.table(columns, names=[_FIRST, _SECOND, _WEIGHT]), _FIRST)
     return {"users_or_sessions": users, "sessions": sessions}
-
-
-def link(
-    key: Integers, video: Integers, time: np.ndarray | None, config: CowatchConfig
-) -> tuple[Integers, Weights, int]:
-    """Edges within sessions.
-
-    Args:
-        key: int64 [N], whose watch it is.
-        video: int64 [N].
-        time: float64 [N], seconds, equal times keeping the order they are given in; None: sessions are sets.
-        config: `gap`, `window`, `max_session`, `weighting`.
-
-    Returns:
-        int64 [2, E] with the smaller video first, every pair once and none of a video with itself; float64 [E], their
-        weights; number of sessions.
-    """
-    if time is None:
-        # Each video of a set once, shuffled, so that a set that must be cut is not cut by number.
-        key, video = np.unique(np.stack([key, video]), axis=1)
-        order = np.lexsort((np.random.default_rng(config.seed).permutation(len(key)), key))
-    else:
-        order = np.lexsort((time, key))
-    key, video = key[order], video[order]
-    begins = np.ones(len(key), dtype=bool)
-    begins[1:] = key[1:] != key[:-1]
-    if time is None:
-        starts = np.flatnonzero(begins)
-        place = np.arange(len(key)) - np.repeat(starts, np.diff(np.append(starts, len(key))))
-        begins |= place % config.max_session == 0
-    elif config.gap is not None:
-        begins[1:] |= np.diff(time[order]) > config.gap
-    session = np.cumsum(begins)
-    window = config.window if time is not None else config.max_session - 1
-    num_videos = int(video.max(initial=0)) + 1
-    share = np.ones(len(key))
-    if config.weighting == "session":
-        share /= np.maximum(np.bincount(session)[session] - 1, 1)
-    found: list[tuple[Integers, Weights]] = [(np.empty(0, dtype=np.int64), np.empty(0))]
-    for distance in range(1, min(window, len(video) - 1) + 1):
-        together = (session[distance:] == session[:-distance]) & (video[distance:] != video[:-distance])
-        if distance > 1 and not (session[distance:] == session[:-distance]).any():
-            break
-        one, other = video[:-distance][together], video[distance:][together]
-        found.append((np.minimum(one, other) * num_videos + np.maximum(one, other), share[:-distance][together]))
-        if sum(len(codes) for codes, _ in found[1:]) > max(len(found[0][0]), _LINKS_AT_ONCE):
-            found = [_summed(found)]
-    codes, weights = _summed(found)
-    return np.stack(np.divmod(codes, num_videos)), weights, int(begins.sum())
-
-
-def _summed(found: Sequence[tuple[Integers, Weights]]) -> tuple[Integers, Weights]:
-    """Every code once, with the sum of its weights."""
-    codes, weights = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    codes, inverse = np.unique(codes, return_inverse=True)
-    return codes, np.bincount(inverse, weights, minlength=len(codes)).astype(np.float64, copy=False)
 
 
 def _write_edges(folder: Path, result: Path, num_buckets: int, config: CowatchConfig) -> dict[str, int]:

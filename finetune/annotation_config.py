@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vidsim.common.checks import require_at_least
 from vidsim.common.errors import UserError
-from vidsim.engine.loop import LoopConfig
+from vidsim.engine.loop_config import LoopConfig
 from vidsim.engine.optimizer import OptimizerConfig
 from vidsim.engine.schedule import ScheduleConfig
 from vidsim.engine.session import SessionConfig
@@ -75,14 +76,7 @@ class AnnotationConfig(SessionConfig):
             raise UserError("must not be empty", field="tag_separator" if self.tag_columns else "tag_columns")
         if not self.num_epochs > 0:
             raise UserError(f"{self.num_epochs} is not above 0", field="num_epochs")
-        for name, value, least in (
-            ("k", self.k, 1),
-            ("min_count", self.min_count, 1),
-            ("max_tags", self.max_tags, 1),
-            ("split_seed", self.split_seed, 0),
-        ):
-            if value is not None and value < least:
-                raise UserError(f"{value} is below {least}", field=name)
+        require_at_least(vars(self), {"k": 1, "min_count": 1, "max_tags": 1, "split_seed": 0})
         if self.split_seed >= 2**32:
             raise UserError(f"{self.split_seed} is not below 2^32", field="split_seed")
         if not 0 <= self.test_fraction < 1:

@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 from vidsim.data.collators import Batch
 from vidsim.data.loading import step_batches
 from vidsim.data.samplers import MicroBatchSampler, RowOrder, num_steps
-from vidsim.engine.loop import LoopConfig, Stage
+from vidsim.engine.loop import Stage
+from vidsim.engine.loop_config import LoopConfig
 from vidsim.engine.schedule import ScheduleConfig
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from vidsim.common.errors import UserError
 from vidsim.engine.adversarial import FgmConfig
 from vidsim.engine.ema import EmaConfig
-from vidsim.engine.loop import LoopConfig
+from vidsim.engine.loop_config import LoopConfig
 from vidsim.engine.optimizer import OptimizerConfig
 from vidsim.engine.schedule import ScheduleConfig
 from vidsim.engine.session import SessionConfig

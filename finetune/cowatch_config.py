@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vidsim.common.checks import require_at_least
 from vidsim.common.errors import UserError
 from vidsim.engine.ema import EmaConfig
-from vidsim.engine.loop import LoopConfig
+from vidsim.engine.loop_config import LoopConfig
 from vidsim.engine.optimizer import OptimizerConfig
 from vidsim.engine.schedule import ScheduleConfig
 from vidsim.engine.session import SessionConfig
@@ -67,9 +68,7 @@ class CowatchConfig(SessionConfig):
             raise UserError("videos and init_from go together", field="init_from", fix="set both or none")
         if not self.num_epochs > 0:
             raise UserError(f"{self.num_epochs} is not above 0", field="num_epochs")
-        for name, least in (("k", 1), ("max_queries", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{getattr(self, name)} is below {least}", field=name)
+        require_at_least(vars(self), {"k": 1, "max_queries": 1})
         if self.ema is not None:
             self.ema.validate()
         if self.loop.micro_batch_tokens is not None:

@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.data import Sampler
 
 from vidsim.common.arguments import ArgumentParser
+from vidsim.common.checks import require_at_least
 from vidsim.common.entry import run_entry
 from vidsim.common.errors import UserError
 from vidsim.common.files import sha256_file
@@ -275,9 +276,8 @@ def embed(
     Raises:
         UserError: The data set does not fit the checkpoint, or a vector is not finite.
     """
-    for name, value, minimum in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-        if value < minimum:
-            raise UserError(f"{value} is below {minimum}", field=f"--{name}")
+    counts = {"batch_size": batch_size, "num_workers": num_workers}
+    require_at_least(counts, {"batch_size": 1, "num_workers": 0}, prefix="--")
     accelerator = make_accelerator("bf16" if precision == "bf16" else "fp32")
     encoder, processor = load_encoder(checkpoint)
     check_streams_match(encoder.config, videos.streams, checkpoint)

@@ -10,7 +10,7 @@ from vidsim.common.errors import UserError
 from vidsim.data.corpus_tokenizer import TokenizerConfig
 from vidsim.data.masking import MaskingConfig
 from vidsim.engine.balance import BalanceConfig
-from vidsim.engine.loop import LoopConfig
+from vidsim.engine.loop_config import LoopConfig
 from vidsim.engine.optimizer import OptimizerConfig
 from vidsim.engine.schedule import ScheduleConfig
 from vidsim.engine.session import SessionConfig

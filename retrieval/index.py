@@ -30,7 +30,8 @@ from vidsim.data.schema import ID
 from vidsim.retrieval import backends
 from vidsim.retrieval.backends import KINDS, Float32, Int64
 from vidsim.retrieval.conditions import parse_conditions
-from vidsim.retrieval.index_files import KEY, StoredIndex, read_index, write_index
+from vidsim.retrieval.index_files import StoredIndex, read_index, write_index
+from vidsim.retrieval.items import KEY, new_items, rows_where
 from vidsim.retrieval.vectors import exact_cosines, unit_queries, unit_vectors
 
 Mask = npt.NDArray[np.bool_]
@@ -269,7 +270,7 @@ class VectorIndex:
         if known:
             raise UserError(f"{len(known):,} ids are in the index already: {shown(known)}", fix="remove them first")
         keys = np.arange(self._next_key, self._next_key + len(ids))
-        items = self._new_items(keys, ids, metadata)
+        items = new_items(self.metadata.schema, keys, ids, metadata)
         starts = range(0, len(ids), _ADD_BLOCK)
         for start in starts:  # look at all before the first is added
             unit_vectors(vectors[start : start + _ADD_BLOCK], ids[start : start + _ADD_BLOCK])
@@ -391,30 +392,10 @@ class VectorIndex:
             allowed[:] = False
             allowed[self.rows_of(among)] = True
         if where is not None:
-            numbered = self.metadata.append_column(KEY, pa.array(np.arange(len(self))))
-            try:
-                fulfil = numbered.filter(where)[KEY].to_numpy()
-            except (pa.ArrowException, TypeError) as error:
-                columns = ", ".join(self.metadata.column_names) or "none"
-                message = f"the condition cannot be used ({str(error).splitlines()[0]})"
-                raise UserError(message, field="where", fix=f"the metadata columns are: {columns}") from error
-            allowed &= np.isin(np.arange(len(self)), fulfil)
+            fulfils = np.zeros(len(self), bool)
+            fulfils[rows_where(self.metadata, where)] = True
+            allowed &= fulfils
         return allowed
-
-    def _new_items(self, keys: Int64, ids: Sequence[str], metadata: pa.Table | None) -> pa.Table:
-        columns: dict[str, Any] = {KEY: pa.array(keys, pa.int64()), ID: pa.array(list(ids), pa.string())}
-        expected = self.metadata.schema
-        given = metadata.schema if metadata is not None else pa.schema([])
-        if sorted(given.names) != sorted(expected.names):
-            raise UserError(f"the metadata columns are {given.names}, those of the index {expected.names}")
-        if metadata is not None and metadata.num_rows != len(ids):
-            raise UserError(f"{metadata.num_rows} rows of metadata for {len(ids)} ids")
-        for field in expected:
-            try:
-                columns[field.name] = metadata[field.name].cast(field.type)  # type: ignore[index]
-            except pa.ArrowException as error:
-                raise UserError(f"cannot be turned into {field.type} ({error})", field=field.name) from error
-        return pa.table(columns)
 
     def _keys(self) -> Int64:
         keys: Int64 = self._items[KEY].to_numpy()

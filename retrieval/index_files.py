@@ -24,7 +24,6 @@ Float32 = npt.NDArray[np.float32]
 
 FORMAT_VERSION: Final = 2
 INDEX_JSON: Final = "vector_index.json"
-KEY: Final = "key"
 _MAKE_AGAIN: Final = "make it again with `vidsim index`"
 _FIELDS: Final = {
     "format_version": int,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 from vidsim.common.errors import UserError
+from vidsim.common.files import atomic_folder
 from vidsim.data.convert import table
 
 SAMPLE = Path(__file__).resolve().parent
@@ -20,29 +20,12 @@ def prepare_sample(folder: Path) -> None:
     """
     if (folder / "videos" / "manifest.json").is_file():
         return
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
-        table.main(
-            [
-                str(SAMPLE / "videos.jsonl"),
-                "--features",
-                str(SAMPLE / "features.npy"),
-                "--feature_id",
-                "feature_id",
-                "--out",
-                str(temporary / "videos"),
-            ]
-        )
-        for name in _COPIED:
-            shutil.copyfile(SAMPLE / name, temporary / name)
-        try:
-            os.rename(temporary, folder)
-        except OSError as error:
-            if not (folder / "videos" / "manifest.json").is_file():  # not a race with another process
-                raise UserError(
-                    f"cannot take the sample ({error.strerror})", file=folder, fix="name another folder, or empty it"
-                ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with atomic_folder(folder) as temporary:
+            options = ["--features", str(SAMPLE / "features.npy"), "--feature_id", "feature_id"]
+            table.main([str(SAMPLE / "videos.jsonl"), *options, "--out", str(temporary / "videos")])
+            for name in _COPIED:
+                shutil.copyfile(SAMPLE / name, temporary / name)
+    except UserError:
+        if not (folder / "videos" / "manifest.json").is_file():  # not a race with another process
+            raise

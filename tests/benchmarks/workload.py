@@ -24,7 +24,8 @@ from vidsim.data.tags import TagVocabulary
 from vidsim.data.tokenization import SPECIAL_TOKENS, load_tokenizer
 from vidsim.engine.accelerator import make_accelerator
 from vidsim.engine.balance import BalanceConfig, LossBalancer
-from vidsim.engine.loop import Hooks, LoopConfig, Trainer
+from vidsim.engine.loop import Hooks, Trainer
+from vidsim.engine.loop_config import LoopConfig
 from vidsim.engine.optimizer import OptimizerConfig, make_optimizer, parameter_groups
 from vidsim.modeling.build import ModelConfig, build_encoder, build_processor
 from vidsim.modeling.parameters import HEADS, layer_numbers

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vidsim.common.errors import UserError
-from vidsim.common.files import atomic_path, read_json, require_free_space, sha256_file, write_json
+from vidsim.common.files import atomic_folder, atomic_path, read_json, require_free_space, sha256_file, write_json
 
 
 @contextlib.contextmanager
@@ -58,6 +58,28 @@ def test_a_place_where_no_file_can_be_is_one_error(tmp_path: Path, name: str) ->
     ):
         t.write_text("x")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "graph"
+    with pytest.raises(ZeroDivisionError), atomic_folder(path) as temporary:
+        (temporary / "a.txt").write_text(f"new {1 // 0}")
+    assert list(path.parent.iterdir()) == []
+    path.mkdir()  # an empty folder is no result
+    with atomic_folder(path) as temporary:
+        (temporary / "a.txt").write_text("whole")
+        assert not any(path.iterdir())
+    assert [each.relative_to(path.parent).as_posix() for each in path.parent.rglob("*")] == ["graph", "graph/a.txt"]
+
+
+def test_a_folder_does_not_replace_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "graph"
+    path.mkdir()
+    (path / "a.txt").write_text("old")
+    with pytest.raises(UserError, match=r"graph: is there already.*Fix: choose another"), atomic_folder(path) as new:
+        (new / "a.txt").write_text("new")
+    assert (path / "a.txt").read_text() == "old"
+    assert [each.name for each in tmp_path.iterdir()] == ["graph"]
 
 
 def test_json_is_strict_both_ways(tmp_path: Path) -> None:

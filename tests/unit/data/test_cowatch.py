@@ -13,7 +13,7 @@ import pytest
 import scipy.sparse
 
 from vidsim.common.errors import UserError
-from vidsim.data import cowatch
+from vidsim.data import cowatch_links
 from vidsim.data.cowatch import CowatchConfig, build_graph, feature_ids, main
 from vidsim.data.cowatch_graph import EVAL, TRAIN, VALIDATION, CowatchGraph, parts_of, read_graph, triplets_of
 from vidsim.data.cowatch_sessions import SessionColumns
@@ -144,7 +144,7 @@ def test_any_number_of_buckets_gives_the_brute_force_graph(tmp_path: Path, rows_
 def test_sets_in_any_number_of_buckets_give_the_brute_force_graph(
     tmp_path: Path, rows_per_bucket: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cowatch, "_LINKS_AT_ONCE", 50)
+    monkeypatch.setattr(cowatch_links, "_LINKS_AT_ONCE", 50)
     watches = random_watches(600, seed=6)
     source = write(tmp_path / "w.parquet", watches)
     config = CowatchConfig(min_weight=2)

@@ -17,7 +17,8 @@ from vidsim.engine.accelerator import make_accelerator
 from vidsim.engine.adversarial import FgmConfig
 from vidsim.engine.balance import BalanceConfig, LossBalancer
 from vidsim.engine.ema import EmaConfig, ExponentialMovingAverage
-from vidsim.engine.loop import Hooks, LoopConfig, Stage, Trainer, TrainResult, train
+from vidsim.engine.loop import Hooks, Stage, Trainer, TrainResult, train
+from vidsim.engine.loop_config import LoopConfig
 from vidsim.engine.metrics_file import read_metrics
 from vidsim.engine.reporting import Reporter
 from vidsim.engine.run_folder import RunFolder

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vidsim.common.errors import UserError
-from vidsim.engine.loop import LoopConfig
+from vidsim.engine.loop_config import LoopConfig
 from vidsim.engine.settings import parse_settings
 from vidsim.finetune.annotation_config import AnnotationConfig
 from vidsim.finetune.tasks.annotation import AnnotationTaskConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vidsim.common.errors import UserError
-from vidsim.engine.loop import LoopConfig
+from vidsim.engine.loop_config import LoopConfig
 from vidsim.engine.settings import parse_settings
 from vidsim.finetune.cowatch_config import CowatchConfig
 from vidsim.finetune.tasks.cowatch import CowatchTaskConfig

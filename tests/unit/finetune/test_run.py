@@ -13,7 +13,7 @@ import torch
 from vidsim.common.errors import UserError
 from vidsim.data.embeddings import write_embeddings
 from vidsim.data.pairs import Pairs, read_pairs
-from vidsim.engine.loop import LoopConfig
+from vidsim.engine.loop_config import LoopConfig
 from vidsim.engine.source import checkpoint_of
 from vidsim.finetune.config import FinetuneConfig, PairDataConfig
 from vidsim.finetune.run import PairData, main, num_steps, open_pairs

@@ -15,7 +15,7 @@ from vidsim.common.errors import UserError
 from vidsim.data.corpus import Corpus
 from vidsim.data.tags import TagVocabulary
 from vidsim.engine.accelerator import make_accelerator
-from vidsim.engine.loop import LoopConfig
+from vidsim.engine.loop_config import LoopConfig
 from vidsim.modeling.objectives.mlm import MlmConfig
 from vidsim.pretrain.config import DataConfig, ObjectivesConfig, PretrainConfig, ProbeConfig, StageConfig
 from vidsim.pretrain.run import (

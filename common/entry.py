@@ -37,8 +37,7 @@ def run_entry(main: Callable[[list[str] | None], int], argv: Sequence[str] | Non
     except KeyboardInterrupt:
         return _end("interrupted", EXIT_INTERRUPTED, debug)
     except BrokenPipeError:
-        # What is still buffered has nowhere to go; without this the interpreter complains as it shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return EXIT_BROKEN_PIPE
 
 
@@ -51,6 +50,14 @@ def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:
 def _end(line: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has gone; the error still has its reader
+        _discard_output()
     print(line, file=sys.stderr, flush=True)
     return code
+
+
+def _discard_output() -> None:
+    """What is still buffered has nowhere to go; without this the interpreter complains as it shuts down."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,8 +14,12 @@ from typing import Any, NoReturn
 
 from vidsim.common.errors import UserError
 
-# What the system says of a place where no file can be put; EEXIST: a file stands where a folder must be.
-_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+# What the system says of a place where no file can be put; EEXIST: a file stands where a folder must be,
+# and EBUSY: it is the working folder.
+_UNWRITABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
 
 
 @contextlib.contextmanager
@@ -26,17 +30,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         UserError: The disk is full or the folder cannot be written; `path` keeps its old content.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    except OSError as error:
-        if (known := _explained(error, path)) is not None:
-            raise known from error
-        raise
+        with _explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with _explained(path, within=temporary):
+            yield temporary
+        with _explained(path):
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -50,31 +53,49 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         UserError: There is something at `path` already, the disk is full or the place cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if path.is_dir() and path.samefile("."):  # a shell would be left in the folder that is replaced
+        raise UserError("is the folder that you are in", file=path, fix="name a new folder")
+    temporary = _beside(path)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.rename(temporary, path)  # onto an empty folder is allowed
-    except OSError as error:
-        if error.errno == errno.ENOTEMPTY:
-            raise UserError("is there already", file=path, fix="choose another folder, or remove it") from error
-        if (known := _explained(error, path)) is not None:
-            raise known from error
-        raise
+        with _explained(path):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        with _explained(path, within=temporary):
+            yield temporary
+        with _explained(path):
+            os.rename(temporary, path)  # onto an empty folder is allowed
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _explained(error: OSError, path: Path) -> UserError | None:
-    """The error for what a user can do something about."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return disk_full(path)
-    if error.errno == errno.EFBIG:
-        return too_large(path)
-    if error.errno in _UNWRITABLE:
-        return UserError(f"cannot be written ({error.strerror})", file=path, fix="choose another --out")
-    return None
+def _beside(path: Path) -> Path:
+    """Where `path` is written before it is moved into place: a name in the same folder, and of this process."""
+    path = path.absolute()
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextlib.contextmanager
+def _explained(path: Path, within: Path | None = None) -> Iterator[None]:
+    """Say of `path` what a user can do something about.
+
+    Args:
+        path: What is being written.
+        within: Where the block writes. An error that does not name it is about something else, such as an input.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(path) from error
+        if error.errno == errno.EFBIG:
+            raise too_large(path) from error
+        if within is None and error.errno == errno.ENOTEMPTY:
+            raise UserError("is there already", file=path, fix="choose another folder, or remove it") from error
+        # Arrow names the file in the message alone.
+        is_ours = within is None or str(within) in f"{error.filename} {error}"
+        if is_ours and error.errno in _UNWRITABLE:
+            raise UserError(f"cannot be written ({error.strerror})", file=path, fix="choose another --out") from error
+        raise
 
 
 def disk_full(path: str | Path) -> UserError:
@@ -160,13 +181,34 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"is not valid JSON ({error})", file=path) from error
 
 
-def require_new(path: str | Path, *, overwrite: bool) -> None:
+def require_new(path: str | Path, *, overwrite: bool | None = None) -> None:
     """Refuse to replace what is there already, which may be somebody's input.
+
+    Args:
+        path: Where something is to be written.
+        overwrite: Whether `--overwrite` was given; None where there is no such option.
 
     Raises:
         UserError: There is a file or a folder with something in it, and `overwrite` is not set.
     """
     path = Path(path)
     is_there = any(path.iterdir()) if path.is_dir() else path.exists()
-    if is_there and not overwrite:
-        raise UserError("is there already", file=path, field="--out", fix="choose another, or give --overwrite")
+    if not is_there or overwrite:
+        return
+    if overwrite is None:
+        what = "is there already and not empty" if path.is_dir() else "is there already"
+        raise UserError(what, file=path, fix="choose another --out, or remove it")
+    raise UserError("is there already", file=path, field="--out", fix="choose another, or give --overwrite")
+
+
+def require_readable(path: str | Path) -> None:
+    """Refuse an input that cannot be opened, before anything is made of it.
+
+    Raises:
+        UserError: There is no such file, or it may not be read.
+    """
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", file=path, fix="check its permissions") from None

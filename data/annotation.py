@@ -22,6 +22,7 @@ from vidsim.data.convert.columns import CellError, ColumnMap
 from vidsim.data.convert.rows import read_rows
 from vidsim.data.cowatch_graph import EVAL, TRAIN, VALIDATION, Integers, parts_of
 from vidsim.data.embeddings import positions, repeated, shown
+from vidsim.data.rows import FieldError, check_row
 from vidsim.data.tags import TagVocabulary
 
 _CHUNK = 65_536
@@ -103,8 +104,11 @@ def read_tags(source: str | Path, columns: ColumnMap) -> TaggedVideos:
             raise row
         try:
             video, _ = columns.convert(row)
+            check_row(video, {})
         except CellError as error:
             raise error.at(source, number) from None
+        except FieldError as error:
+            raise UserError(error.message, file=source, record=number, field=error.field, fix=error.fix) from None
         ids.append(video[schema.ID])
         waiting.append(video[schema.TAGS])
         if len(waiting) == _CHUNK:
@@ -113,7 +117,8 @@ def read_tags(source: str | Path, columns: ColumnMap) -> TaggedVideos:
     columns.check_met(source)
     twice = repeated(ids)
     if twice:
-        raise UserError(f"{len(twice):,} ids occur more than once: {shown(twice)}", file=source, field=columns.id)
+        what = f"{len(twice):,} ids occur more than once: {shown(twice)}"
+        raise UserError(what, file=source, field=columns.id, fix="keep one line for each id")
     return TaggedVideos(ids, pa.chunked_array([*chunks, pa.array(waiting, _TAGS)]), str(source))
 
 

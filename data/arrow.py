@@ -7,7 +7,7 @@ import hashlib
 import mmap
 import operator
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 
 from vidsim.common.errors import UserError, short_path
 from vidsim.data import schema
+from vidsim.data.embeddings import repeated
 from vidsim.data.manifest import Manifest, ShardInfo, read_manifest
-from vidsim.data.shards import check_unique_ids, first_duplicate
+from vidsim.data.shards import check_unique_ids
 
 VideoRow = dict[str, Any]
 _TEXT_COLUMNS = (schema.ID, schema.TITLE, schema.ASR, schema.TAGS, schema.CATEGORY)
@@ -289,6 +290,15 @@ def open_videos(folder: str | Path) -> Videos:
     return Videos([_Part(path, read_manifest(path))])
 
 
+def open_all(folders: Iterable[str | Path]) -> Videos:
+    """Open one or several data set folders as one, rows in the order given.
+
+    Raises:
+        UserError: As `open_videos` and `concat_videos`.
+    """
+    return concat_videos([open_videos(folder) for folder in folders])
+
+
 def concat_videos(sets: Sequence[Videos]) -> Videos:
     """Several data sets as one, rows in the order given.
 
@@ -305,11 +315,13 @@ def concat_videos(sets: Sequence[Videos]) -> Videos:
                 field="streams",
                 fix="convert both with the same features",
             )
+    if len(sets) == 1:
+        return sets[0]
     joined = Videos([part for videos in sets for part in videos._parts])
     for folder in joined.folders:
         if joined.folders.count(folder) > 1:
             raise UserError("is named twice", file=folder, fix="name each data set once")
-    if len(sets) > 1 and first_duplicate(joined.ids()) is not None:
+    if repeated(joined.ids()):
         shards = [
             (f"{part.folder.name}/{shard.file}", part.folder / shard.file)
             for part in joined._parts

@@ -50,7 +50,7 @@ def open_corpus(folders: Iterable[str], *, excluded: set[str], held_out_fraction
     """
     names = list(dict.fromkeys(folders))
     opened = [open_videos(name) for name in names]
-    videos = concat_videos(opened) if len(opened) > 1 else opened[0]
+    videos = concat_videos(opened)
     trainable: dict[str, np.ndarray] = {}
     held_out: list[np.ndarray] = []
     num_excluded = start = 0
@@ -94,6 +94,6 @@ def read_excluded(files: Sequence[str]) -> set[str]:
         if Path(name).suffix == ".txt":
             excluded.update(read_ids(name))
         else:
-            pairs = read_pairs(name)
+            pairs = read_pairs(name, score_range=None)  # the scores are not used
             excluded.update(pairs.id1, pairs.id2)
     return excluded

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
-from vidsim.common.files import atomic_folder, sha256_file, write_json
+from vidsim.common.files import atomic_folder, require_new, sha256_file, write_json
 from vidsim.common.progress import progress
 from vidsim.data.cowatch_buckets import Buckets, read_bucket
 from vidsim.data.cowatch_graph import (
@@ -67,11 +67,10 @@ def build_graph(
         The manifest.
 
     Raises:
-        UserError: Bad input, a video without features, no edge left, no edge to train on; names what and where.
+        UserError: Bad input, a video without features, no edge left; names what and where.
     """
     config.validate()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("is there already", file=out, field="--out", fix="choose another folder, or remove it")
+    require_new(out)
     num_rows = sum(estimated_rows(source) for source in sources if source.is_file())
     num_buckets = min(max(-(-num_rows // rows_per_bucket), 1), _MAX_BUCKETS)
     # Of sets, most are much smaller than the largest allowed.
@@ -144,7 +143,8 @@ def _bucket_watches(
             known.check(sources[number])
     if not kept:
         left = "no watch is left after the rating threshold and the check for features" if read else "holds no watches"
-        raise UserError(left, file=sources[0])
+        fix = "lower --min_rating, or check that --features has the ids of --video" if read else None
+        raise UserError(left, file=sources[0], fix=fix)
     return {"rows": read, "watches": kept, "unknown_videos": len(known.unknown), "unknown_watches": known.num_dropped}
 
 

@@ -26,6 +26,7 @@ from vidsim.data.embeddings import positions, shown
 EDGES_FILE, VIDEOS_FILE, INDEX_FILE = "edges.parquet", "videos.parquet", "cowatch.json"
 FORMAT_VERSION = 2
 PARTS = ("train", "validation", "eval")
+SPLIT_SETTINGS = ("eval_fraction", "validation_fraction", "seed")  # as `parts_of` takes them
 TRAIN, VALIDATION, EVAL = range(3)
 Integers = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
@@ -175,9 +176,7 @@ def read_graph(folder: str | Path) -> CowatchGraph:
     folder = Path(folder)
     if not (folder / INDEX_FILE).is_file():
         raise UserError(f"holds no co-watch graph (no {INDEX_FILE})", file=folder, fix="make one with `vidsim cowatch`")
-    manifest = read_json(folder / INDEX_FILE)
-    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
-        raise UserError("is of another format version", file=folder / INDEX_FILE, fix="make it anew")
+    manifest = _read_manifest(folder / INDEX_FILE)
     for name in (EDGES_FILE, VIDEOS_FILE):
         if not (folder / name).is_file():
             raise UserError("is missing", file=folder / name, fix="make the graph anew with `vidsim cowatch`")
@@ -188,6 +187,21 @@ def read_graph(folder: str | Path) -> CowatchGraph:
     ends = [positions(edges[name].to_pylist(), ids) for name in ("video1", "video2")]
     part = np.array([PARTS.index(name) for name in videos["part"].to_pylist()], dtype=np.int8)
     return CowatchGraph(ids, part, np.stack(ends), edges["weight"].to_numpy(), manifest, str(folder))
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """`cowatch.json`, with what is read of it later checked."""
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
+        raise UserError("is of another format version", file=path, fix="make it anew")
+    fix = "make the graph anew with `vidsim cowatch`"
+    for key, names in (("files", (EDGES_FILE, VIDEOS_FILE)), ("settings", SPLIT_SETTINGS)):
+        if not isinstance(manifest.get(key), dict) or not set(names) <= manifest[key].keys():
+            raise UserError(f"lacks one of {', '.join(names)}", file=path, field=key, fix=fix)
+    for entry in manifest["files"].values():
+        if not isinstance(entry, dict) or "sha256" not in entry:
+            raise UserError("lacks a sha256", file=path, field="files", fix=fix)
+    return manifest
 
 
 def on_videos(graph: CowatchGraph, ids: list[str]) -> CowatchGraph:
@@ -205,7 +219,7 @@ def on_videos(graph: CowatchGraph, ids: list[str]) -> CowatchGraph:
         fix = "add their features, or make the graph with `vidsim cowatch --features ... --drop_unknown`"
         raise UserError(what, file=graph.name, fix=fix)
     settings = graph.manifest["settings"]
-    part = parts_of(ids, settings["eval_fraction"], settings["validation_fraction"], settings["seed"])
+    part = parts_of(ids, *(settings[name] for name in SPLIT_SETTINGS))
     if (part[numbers] != graph.part).any():
         raise UserError("the parts of its videos do not follow from its own settings", file=graph.name)
     return CowatchGraph(ids, part, numbers[graph.edges], graph.weights, graph.manifest, graph.name)

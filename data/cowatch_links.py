@@ -23,7 +23,7 @@ class CowatchConfig:
     Attributes:
         gap: Seconds between two watches of a user after which a new session begins; None: never.
         window: Two watches of a session make an edge if they are at most so many places apart.
-        max_session: A session without an order links all its videos, and is cut into parts of so many.
+        max_session: A session without an order links all its videos, and is cut into even parts of at most so many.
         weighting: What a link adds to the weight of its edge: 1, or (`session`) 1 / (watches of its session - 1), so
             that every watch gives away as much in a session without an order, however long that is.
         min_weight: Lighter edges are dropped.
@@ -54,7 +54,8 @@ class CowatchConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{getattr(self, name):g} is not in [0, 1)", field=f"--{name}")
         if self.eval_fraction + self.validation_fraction >= 1:
-            raise UserError("with --eval_fraction it leaves no video to train on", field="--validation_fraction")
+            what = "with --eval_fraction it leaves no video to train on"
+            raise UserError(what, field="--validation_fraction", fix="lower one of them")
 
 
 def link(
@@ -82,9 +83,12 @@ def link(
     begins = np.ones(len(key), dtype=bool)
     begins[1:] = key[1:] != key[:-1]
     if time is None:
+        # Even parts: if only the last were shorter, it could be of one video, which would have no edge.
         starts = np.flatnonzero(begins)
-        place = np.arange(len(key)) - np.repeat(starts, np.diff(np.append(starts, len(key))))
-        begins |= place % config.max_session == 0
+        size = np.diff(np.append(starts, len(key)))
+        place, size_of = np.arange(len(key)) - np.repeat(starts, size), np.repeat(size, size)
+        part = place * -(-size_of // config.max_session) // size_of
+        begins[1:] |= part[1:] != part[:-1]
     elif config.gap is not None:
         begins[1:] |= np.diff(time[order]) > config.gap
     session = np.cumsum(begins)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import scipy.sparse
 
 from vidsim.common.errors import UserError
+from vidsim.common.files import require_readable
 
 KEY, VIDEO, TIME = "key", "video", "time"
 _BLOCK_ROWS = 2**18
@@ -74,6 +75,7 @@ def read_sessions(path: Path, columns: SessionColumns) -> Iterator[tuple[pa.Tabl
     """
     if not path.is_file():
         raise UserError("no such file", file=path, fix="name a file of watches: user, video, time")
+    require_readable(path)
     first = 2 if path.suffix in _DELIMITERS else 0  # as people count: the header is line 1
     for raw in _raw_blocks(path, columns):
         yield _checked(raw, columns, path, first), len(raw)
@@ -191,7 +193,9 @@ def _numbers(raw: pa.Table, name: str, path: Path, first: int) -> pa.ChunkedArra
     if pa.types.is_date(column.type):
         column = column.cast(pa.timestamp("us"))
     if pa.types.is_timestamp(column.type):
-        column = pc.divide(column.cast(pa.timestamp("us", column.type.tz)).cast(pa.int64()).cast(pa.float64()), 1e6)
+        # What is finer than microseconds is of no use here.
+        options = pc.CastOptions(pa.timestamp("us", column.type.tz), allow_time_truncate=True)
+        column = pc.divide(column.cast(options=options).cast(pa.int64()).cast(pa.float64()), 1e6)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise UserError(f"must be numbers or times, is {column.type}", file=path, field=name)
     numbers = column.cast(pa.float64(), safe=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,7 @@ EMBEDDING: Final = "embedding"
 INDEX_FILE: Final = "embeddings.json"
 METADATA_KEY: Final = b"vidsim"
 FORMAT_VERSION: Final = 1
+_SHARD: Final = re.compile(r"part-[0-9]{5}\.parquet")
 
 Vectors = npt.NDArray[np.float32]
 
@@ -28,6 +30,11 @@ Vectors = npt.NDArray[np.float32]
 def shard_name(number: int) -> str:
     """File name of a shard: `part-00007.parquet`."""
     return f"part-{number:05d}.parquet"
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The shards in a folder, by number; what other programs call `part-...` is none."""
+    return sorted(path for path in folder.glob("part-*.parquet") if _SHARD.fullmatch(path.name))
 
 
 def write_shard(path: Path, ids: Sequence[str], vectors: Vectors, metadata: dict[str, Any]) -> None:
@@ -56,7 +63,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         UserError: There is none (so the folder is unfinished, or no embeddings folder), or it is malformed.
     """
     if not (folder / INDEX_FILE).exists():
-        num_parts = len(list(folder.glob("part-*.parquet")))
+        num_parts = len(shard_files(folder))
         if num_parts:
             message = f"is not complete: {num_parts} shards but no {INDEX_FILE}"
             fix = "run the command that makes it again: it goes on where it stopped"

@@ -32,6 +32,7 @@ from vidsim.data.embedding_shards import (
     read_footer,
     read_index,
     read_shard,
+    shard_files,
     shard_name,
     stack_vectors,
     write_shard,
@@ -42,6 +43,7 @@ SHARD_SIZE: Final = 65_536
 _NUM_SHOWN: Final = 5
 _MOST_COMPARED: Final = 200_000  # ids, for spelling
 _GO_ON: Final = "run the same command again: it goes on where it stopped"
+_EMBED_AGAIN: Final = "embed the data set again"
 _START_AFRESH: Final = "choose another --out, or start afresh with --overwrite"
 
 
@@ -234,9 +236,9 @@ class EmbeddingWriter:
         for leftover in self.folder.glob(".part-*.tmp"):
             leftover.unlink()
         if overwrite:
-            for old in [self.folder / INDEX_FILE, *self.folder.glob("part-*.parquet")]:
+            for old in [self.folder / INDEX_FILE, *shard_files(self.folder)]:
                 old.unlink(missing_ok=True)
-        for number, path in enumerate(sorted(self.folder.glob("part-*.parquet"))):
+        for number, path in enumerate(shard_files(self.folder)):
             if path.name != shard_name(number):
                 raise UserError(f"{shard_name(number)} is missing", file=self.folder, fix=_START_AFRESH)
             self._shards.append({"file": path.name, "num_rows": self._rows_of_shard(path)})
@@ -312,7 +314,7 @@ def read_embeddings(path: str | Path) -> Embeddings:
         raise UserError("no such embeddings folder or file", file=path, fix="make it with `vidsim embed`")
     tables = [read_shard(file) for file in files]
     if path.is_dir() and [len(table) for table in tables] != [shard["num_rows"] for shard in index["shards"]]:
-        raise UserError(f"a shard has another number of rows than {INDEX_FILE} says", file=path)
+        raise UserError(f"a shard has another number of rows than {INDEX_FILE} says", file=path, fix=_EMBED_AGAIN)
     if not sum(len(table) for table in tables):
         raise UserError("holds no embeddings", file=path)
     ids = pa.chunked_array([chunk for table in tables for chunk in table[ID].chunks], pa.string())
@@ -386,4 +388,4 @@ def _refuse_non_finite(ids: Sequence[str], vectors: Vectors, path: Path) -> None
     if len(suspects):
         bad = [ids[i] for i in suspects.tolist()]
         message = f"{len(bad):,} embeddings hold NaN or infinity: {shown(bad)}"
-        raise UserError(message, file=path, field=EMBEDDING)
+        raise UserError(message, file=path, field=EMBEDDING, fix=_EMBED_AGAIN)

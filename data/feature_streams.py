@@ -104,7 +104,12 @@ def open_features(sources: Mapping[str, str], ids: str | None = None) -> Feature
         if lacking or len(own) != len(order):
             extra = [own[i] for i in np.flatnonzero(positions(own, order) < 0).tolist()]
             what = f"lacks {len(lacking):,} ({shown(lacking)}) and has {len(extra):,} others ({shown(extra)})"
-            raise UserError(f"of the {len(order):,} videos of {first} it {what}", file=source, field=f"features.{name}")
+            raise UserError(
+                f"of the {len(order):,} videos of {first} it {what}",
+                file=source,
+                field=f"features.{name}",
+                fix="give every stream the same videos",
+            )
         _check_finite(arrays[name], own, Path(source), name)
     if order is None:
         raise UserError("no stream is given", field="features", fix="name at least one: visual: features.npy")
@@ -145,7 +150,8 @@ def _open(path: Path, row_ids: list[str] | None) -> tuple[list[str], Any]:
         what = f"must be floats [videos, width] or [videos, frames, width], is {array.dtype} {list(array.shape)}"
         raise UserError(what, file=path)
     if row_ids is not None and len(row_ids) != len(array):
-        raise UserError(f"has {len(array):,} rows, but there are {len(row_ids):,} ids", file=path)
+        what = f"has {len(array):,} rows, but there are {len(row_ids):,} ids"
+        raise UserError(what, file=path, fix="name the ids of these rows with ids")
     return row_ids or [str(row) for row in range(len(array))], array if array.ndim == 2 else _FrameMeans(array)
 
 
@@ -154,4 +160,5 @@ def _check_finite(array: npt.NDArray[Any], ids: list[str], path: Path, name: str
         bad = np.flatnonzero(~np.isfinite(array[start : start + _BLOCK].astype(np.float32)).all(axis=1))
         if len(bad):
             row = start + int(bad[0])
-            raise UserError(f"the vector of video {ids[row]} holds NaN or infinity", file=path, record=row)
+            what = f"the vector of video {ids[row]} holds NaN or infinity"
+            raise UserError(what, file=path, record=row, fix="extract the features of this video again")

@@ -31,7 +31,8 @@ def read_ids(source: str | Path) -> list[str]:
         raise UserError("holds no ids", file=source, fix="write one video id on each line")
     twice = repeated(ids)
     if twice:
-        raise UserError(f"{len(twice):,} ids occur more than once: {shown(twice)}", file=source)
+        what = f"{len(twice):,} ids occur more than once: {shown(twice)}"
+        raise UserError(what, file=source, fix="keep one line for each id")
     return ids
 
 

@@ -13,6 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from vidsim.common.arguments import ArgumentParser
+from vidsim.common.checks import require_at_least
 from vidsim.data import schema
 from vidsim.data.arrow import Videos, open_videos
 from vidsim.data.pairs import Pairs, read_pairs, tie_ceiling
@@ -192,6 +193,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tags", type=int, default=10, help="how many tags to show (default 10)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
+    require_at_least(vars(args), {"rows": 0, "tags": 1}, prefix="--")
     report = inspect_folder(args.folder, num_rows=args.rows, num_tags=args.tags)
     print(json.dumps(report, ensure_ascii=False, indent=2, allow_nan=False) if args.json else format_report(report))
     return 0

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vidsim.common.errors import UserError
-from vidsim.common.files import atomic_path
+from vidsim.common.files import atomic_path, require_readable
 from vidsim.data.rows import is_plain_line
 
 COLUMNS = ("id1", "id2", "score")
@@ -96,6 +96,7 @@ def read_pairs(path: str | Path, *, score_range: tuple[float, float] | None = (0
     path = Path(path)
     if not path.is_file():
         raise UserError("no such file", file=path, fix="name a file of pairs: id1, id2, score")
+    require_readable(path)
     pairs, first_record = (_read_parquet(path), 0) if path.suffix == ".parquet" else _read_text(path)
     if not len(pairs):
         raise UserError("holds no pairs", file=path, fix="write id1, id2 and a score on each line")
@@ -190,11 +191,7 @@ def _read_text(path: Path) -> tuple[Pairs, int]:
         if len(fields) != width:
             what = f"{len(fields)} fields, {width} expected"
             raise UserError(what, file=path, record=number, fix=f"separate them by {_SEPARATOR_NAMES[path.suffix]}")
-        pair = fields[first].strip(), fields[second].strip()
-        for name, id in zip(COLUMNS, pair, strict=False):
-            if not is_plain_line(id):
-                what = f"{id!r:.60} holds control characters" if id else "is empty"
-                raise UserError(what, file=path, record=number, field=name, fix=_MEND_LINE)
+        pair = [_plain_id(fields[place], path, number, name) for name, place in (("id1", first), ("id2", second))]
         try:
             scores.append(float(fields[third]))
         except ValueError:
@@ -224,11 +221,16 @@ def _ids_of(column: pa.ChunkedArray, name: str, path: Path) -> list[str]:
     kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)
     if not any(is_kind(column.type) for is_kind in kinds):
         raise UserError(f"must be text, is {column.type}", file=path, field=name)
-    ids: list[str | None] = column.cast(pa.string()).to_pylist()
-    for record, value in enumerate(ids):
-        if not value or not value.strip():
-            raise UserError("is empty", file=path, record=record, field=name)
-    return [value for value in ids if value]
+    return [_plain_id(value or "", path, row, name) for row, value in enumerate(column.cast(pa.string()).to_pylist())]
+
+
+def _plain_id(text: str, path: Path, record: int, name: str) -> str:
+    """The id without outer blanks, which must be able to stand in a line."""
+    id = text.strip()
+    if not is_plain_line(id):
+        what = f"{id!r:.60} holds control characters" if id else "is empty"
+        raise UserError(what, file=path, record=record, field=name, fix=_MEND_LINE)
+    return id
 
 
 def _check_scores(

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from vidsim.common.errors import UserError
 from vidsim.common.files import atomic_path, write_json
 from vidsim.data import schema
+from vidsim.data.embeddings import repeated
 from vidsim.data.manifest import Manifest, ShardInfo, StreamInfo, check_stream_names
 from vidsim.data.rows import FieldError, check_row
 
@@ -132,7 +133,7 @@ class ShardWriter:
             length = length if length <= _EXACT_LENGTHS else round(length, -3)
             histogram[length] = histogram.get(length, 0) + 1
         self.num_rows += 1
-        self._num_bytes += sum(len(cells[name]) for name in self.streams)
+        self._num_bytes += sum(len(cells[name]) for name in (schema.TITLE, schema.ASR, *self.streams))
         if len(self._columns[schema.ID]) >= _BATCH_ROWS or self._num_bytes >= _BATCH_BYTES:
             self._flush()
 
@@ -230,30 +231,21 @@ def check_unique_ids(shards: Sequence[tuple[str, Path]]) -> None:
                 owners.append((name, num_rows))
                 num_rows += len(batch)
     ids = pa.chunked_array(chunks, pa.string())
-    duplicate = first_duplicate(ids)
-    if duplicate is None:
+    twice = repeated(ids)
+    if not twice:
         return
     places = []
     for chunk, (name, start) in zip(chunks, owners, strict=True):
-        inside = pc.indices_nonzero(pc.equal(chunk, duplicate)).to_pylist()
+        inside = pc.indices_nonzero(pc.equal(chunk, twice[0])).to_pylist()
         places += [(name, start + row) for row in inside]
     (first_file, first_row), (second_file, second_row) = places[:2]
     both = f"row {first_row} of {first_file} and row {second_row} of {second_file}"
     raise UserError(
-        f"the id {duplicate!r} stands twice: {both}",
+        f"the id {twice[0]!r} stands twice: {both}",
         file=shards[0][1].parent,
         field=schema.ID,
         fix="give every video its own id, or convert the sources into two data sets",
     )
-
-
-def first_duplicate(ids: pa.ChunkedArray) -> str | None:
-    """The first id that occurs more than once, None where all differ; the work stays in Arrow's memory."""
-    if pc.count_distinct(ids).as_py() == len(ids):
-        return None
-    counts = pc.value_counts(ids)
-    repeated = pc.filter(counts.field("values"), pc.greater(counts.field("counts"), 1))
-    return str(repeated[0].as_py())
 
 
 def summarise_stats(stats: Iterable[Mapping[str, Mapping[int, int]]]) -> dict[str, Any]:

@@ -7,7 +7,9 @@ dropping the training pairs that share a video (`video_disjoint`, as the 3rd pla
 
 from __future__ import annotations
 
+import contextlib
 import heapq
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +22,15 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from vidsim.common.arguments import ArgumentParser
+from vidsim.common.checks import require_at_least
 from vidsim.common.errors import UserError
-from vidsim.common.files import atomic_path
+from vidsim.common.files import atomic_path, require_new
 from vidsim.data.pairs import Pairs, read_pairs, write_pairs
 
 Method = Literal["video_disjoint", "pair_or", "random"]
 Indices = npt.NDArray[np.int64]
+PARTS = ("train", "validation", "dropped", "test")
+HOLDOUT_FILE = "holdout_ids.txt"
 
 
 @dataclass(frozen=True)
@@ -243,8 +248,7 @@ def _check_not_empty(parts: dict[str, Indices], pairs: Pairs) -> None:
             )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`vidsim split`."""
+def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="vidsim split",
         description="Split labelled pairs so that no video stands in two parts; prints what is dropped.",
@@ -269,29 +273,64 @@ def main(argv: list[str] | None = None) -> int:
         help="how to make the folds (default %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed cuts elsewhere (default %(default)s)")
-    args = parser.parse_args(argv)
-    if args.num_folds is not None and args.num_folds < 2:
-        raise UserError(f"{args.num_folds} is below 2", field="--num_folds")
+    parser.add_argument(
+        "--score_range",
+        type=float,
+        nargs=2,
+        default=(0.0, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="smallest and largest score allowed in PAIRS (default 0 1)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="remove an earlier split from --out")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`vidsim split`."""
+    args = _parser().parse_args(argv)
+    require_at_least(vars(args), {"num_folds": 2, "seed": 0}, prefix="--")
     if args.method != "video_disjoint" and args.num_folds is None:
         raise UserError(f"{args.method} makes folds only", field="--method", fix="add --num_folds 5")
-    pairs = read_pairs(args.pairs)
+    if args.out.is_dir():
+        require_new(args.out, overwrite=args.overwrite)
+    pairs = read_pairs(args.pairs, score_range=tuple(args.score_range))
     if args.num_folds is None:
-        _write(args.out, split_fractions(pairs, args.fractions, args.seed), pairs)
-        return 0
-    for fold in range(args.num_folds):
-        print(f"fold {fold} of {args.num_folds} ({args.method})")
-        _write(args.out / f"fold_{fold}", split_pairs(pairs, args.method, fold, args.num_folds, args.seed), pairs)
+        splits = {args.out: split_fractions(pairs, args.fractions, args.seed)}
+    else:
+        folds = range(args.num_folds)
+        splits = {args.out / f"fold_{i}": split_pairs(pairs, args.method, i, args.num_folds, args.seed) for i in folds}
+    _remove_split(args.out, keep=args.pairs)
+    for fold, (folder, split) in enumerate(splits.items()):
+        if args.num_folds is not None:
+            print(f"fold {fold} of {args.num_folds} ({args.method})")
+        _write(folder, split, pairs)
     return 0
 
 
+def _remove_split(out: Path, keep: Path) -> None:
+    """Remove an earlier split: a part that stayed would share videos with the new ones. Other files stay.
+
+    Raises:
+        UserError: `keep` would be among what is removed.
+    """
+    folds = [folder for folder in out.glob("fold_*") if re.fullmatch("fold_[0-9]+", folder.name)]
+    names = [*(f"{part}.tsv" for part in PARTS), HOLDOUT_FILE]
+    files = [path for folder in (out, *folds) for path in map(folder.joinpath, names) if path.is_file()]
+    if any(path.samefile(keep) for path in files):
+        raise UserError("would be replaced", file=keep, fix="choose another --out")
+    for path in files:
+        path.unlink()
+    for folder in folds:
+        with contextlib.suppress(OSError):  # something else is in it
+            folder.rmdir()
+
+
 def _write(folder: Path, split: Split, pairs: Pairs) -> None:
-    parts = {"train": split.train, "validation": split.validation, "dropped": split.dropped}
-    if len(split.test):
-        parts["test"] = split.test
+    parts = {name: getattr(split, name) for name in PARTS if name != "test" or len(split.test)}
     for name, part in parts.items():
         write_pairs(folder / f"{name}.tsv", pairs.take(part))
     held_out = pairs.take(np.concatenate([split.validation, split.test])).unique_ids()
-    with atomic_path(folder / "holdout_ids.txt") as temporary:
+    with atomic_path(folder / HOLDOUT_FILE) as temporary:
         temporary.write_text("".join(f"{id}\n" for id in held_out), encoding="utf-8")
     print(describe(split, pairs))
     print(f"wrote {folder}")

@@ -24,7 +24,7 @@ import numpy as np
 
 from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
-from vidsim.common.files import atomic_path, require_free_space, write_json
+from vidsim.common.files import atomic_path, require_free_space, require_new, write_json
 from vidsim.common.progress import progress
 from vidsim.data.synthetic_errors import (
     PLANTED_FILE,
@@ -119,8 +119,7 @@ def generate(out: str | Path, config: GeneratorConfig, *, num_processes: int = 1
     """
     out = Path(out)
     config = config.resolved()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("is there already and not empty", file=out, fix="choose another --out, or delete it")
+    require_new(out)
     # Before anything is drawn, for a size that no disk has would take hours to draw.
     paired = (config.num_pairs or 0) + 2 * (config.num_test_pairs or 0)
     about = config.num_videos + round(_VIDEOS_PER_PAIR * paired)

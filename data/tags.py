@@ -142,6 +142,8 @@ def _read_lines(path: Path) -> list[str]:
         text = path.read_bytes().decode("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
         raise UserError("no such file", file=path, fix="name a file with one tag a line") from None
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", file=path, fix="check its permissions") from None
     except UnicodeDecodeError as error:
         raise UserError(f"is not UTF-8 text (byte {error.start})", file=path) from None
     lines = text.split("\n")

@@ -67,7 +67,7 @@ def verify_folder(folder: str | Path, *, quiet: bool = False) -> Iterator[UserEr
 
 
 def _verify_pairs(path: Path, data_sets: list[Path]) -> str:
-    """Every video of the pairs stands in some data set of the same width, wherever it is below the folder."""
+    """Every video of the pairs stands in some data set, wherever it is below the folder."""
     pairs = read_pairs(path)
     asked = pa.array(pairs.unique_ids(), pa.string())
     known = pa.array(np.zeros(len(asked), dtype=bool))

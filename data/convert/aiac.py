@@ -163,12 +163,13 @@ class AiacConversion:
         num_rows = sum(result.info.num_rows for result in results)
         _write_failures(folder, jobs)
         if not num_rows:
-            raise UserError(f"no record could be converted ({num_failed} failed)", file=self.source / part)
+            what = f"no record could be converted ({num_failed} failed)"
+            raise UserError(what, file=self.source / part, fix="see why with --on_error stop")
         write_manifest(
             folder,
             [result.info for result in results],
             {schema.FRAMES: StreamInfo(dim=self.frame_dim, extractor=self.extractor)},
-            has_tags=sum(result.num_tagged for result in results) == num_rows,
+            has_tags=any(result.num_tagged for result in results),
             command=self.command,
             counts={"num_failed_records": num_failed},
         )

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from vidsim.data import schema
 from vidsim.data.convert.aiac_shard import ShardJob, ShardResult
-from vidsim.data.shards import first_duplicate
+from vidsim.data.embeddings import repeated
 
 
 def find_duplicates(jobs: Sequence[ShardJob], results: Sequence[ShardResult]) -> dict[int, dict[int, str]]:
@@ -24,7 +24,7 @@ def find_duplicates(jobs: Sequence[ShardJob], results: Sequence[ShardResult]) ->
         with pa.memory_map(str(job.shard)) as file, pa.ipc.open_stream(file) as reader:
             chunks += [batch.column(schema.ID) for batch in reader]
     ids = pa.chunked_array(chunks, pa.string())
-    if first_duplicate(ids) is None:
+    if not repeated(ids):
         return {}
     codes = ids.combine_chunks().dictionary_encode().indices.to_numpy()
     _, first_rows = np.unique(codes, return_index=True)

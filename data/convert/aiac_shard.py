@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vidsim.common.errors import UserError
-from vidsim.common.files import atomic_path, read_json, sha256_file, write_json
+from vidsim.common.files import atomic_path, read_json, require_readable, sha256_file, write_json
 from vidsim.common.progress import progress
 from vidsim.data import schema
 from vidsim.data.convert.aiac_record import FEATURES, to_row
@@ -129,6 +129,7 @@ class _Conversion:
 
     def run(self, show: bool) -> ShardResult:
         job = self._job
+        require_readable(job.source)
         status = job.source.stat()
         digest = sha256_file(job.source)
         streams = {schema.FRAMES: job.frame_dim}

@@ -38,7 +38,6 @@ class ColumnMap:
         optional: Columns that the user did not name: their absence is no mistake.
         id_prefix: Put before every id.
         tag_separator: Stands between tags in text.
-        text_separator: Put between the parts of a list in a text column.
         num_repeated_tags: Tags that a row named again; each is kept once.
     """
 
@@ -51,7 +50,6 @@ class ColumnMap:
     optional: frozenset[str] = frozenset()
     id_prefix: str = ""
     tag_separator: str = ","
-    text_separator: str = " "
     num_repeated_tags: int = 0
     _seen: set[str] = field(default_factory=set)
     _others: dict[str, None] = field(default_factory=dict)
@@ -95,9 +93,19 @@ class ColumnMap:
             known = ", ".join(list(self._others)[:20]) or "none"
             raise UserError("no row has this column", file=str(file), field=name, fix=f"name one of: {known}")
 
+    def unread(self) -> str | None:
+        """What to tell the user of a table without titles that has columns which nothing was taken from."""
+        parts = {"title": (self.title,), "asr": self.asr, "tags": self.tags}
+        missing = [name for name, columns in parts.items() if not self._seen.intersection(columns)]
+        others = [name for name in self._others if name not in self._seen]
+        if "title" not in missing or not others:
+            return None
+        options = ", ".join(f"--{name}" for name in missing)
+        return f"no column {', '.join(missing)}; not read: {', '.join(others[:20])} (name what you want with {options})"
+
     def _text(self, columns: Iterable[str], row: Mapping[str, Any]) -> str:
         parts = [part for column in columns for part in _text_parts(column, row.get(column))]
-        return self.text_separator.join(part for part in parts if part)
+        return " ".join(part for part in parts if part)
 
     def _tags(self, row: Mapping[str, Any]) -> list[str]:
         tags = []

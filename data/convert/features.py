@@ -242,6 +242,8 @@ def write_stack(path: str | Path, features: Iterable[tuple[str, Vectors]], *, di
         _write_header(file, num_rows, dim)
         if file.tell() + num_rows * dim * 2 != length:
             raise RuntimeError("the array's header has changed its length")
+        # Before the array is in place: an index of an earlier one would name other rows.
+        path.with_suffix(".json").unlink(missing_ok=True)
     write_json(path.with_suffix(".json"), {"dim": dim, "extractor": extractor, "offsets": offsets})
     return num_rows
 
@@ -267,7 +269,8 @@ def to_float16(array: npt.NDArray[Any], dim: int, file: Path, record: str | None
         )
     # NaN compares false, so it is caught as well.
     if rows.size and not bool((np.abs(rows) <= _FLOAT16_MAX).all()):
-        raise UserError(f"holds a number that is not finite or beyond {_FLOAT16_MAX:g}", file=file, record=record)
+        what = f"holds a number that is not finite or beyond {_FLOAT16_MAX:g}"
+        raise UserError(what, file=file, record=record, fix="extract the features of this video again")
     return np.ascontiguousarray(rows, dtype=np.float16)
 
 
@@ -313,7 +316,7 @@ def _read_index(path: Path, dim: int) -> tuple[str | None, Mapping[str, tuple[in
 def _read_index_lines(path: Path) -> dict[str, tuple[int, int]]:
     offsets: dict[str, tuple[int, int]] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read ({error})", file=path) from None
     for number, line in enumerate(lines, 1):

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vidsim.common.errors import UserError
+from vidsim.common.files import require_readable
 
 # Record number (line of a text file from 1, row of a Parquet file from 0) and the row, or why there is none.
 NumberedRow = tuple[int, dict[str, Any] | UserError]
@@ -40,11 +41,12 @@ def read_rows(path: str | Path, kind: str | None = None) -> Iterator[NumberedRow
         The record number, and a dict of column -> value or the error of a row that cannot be read.
 
     Raises:
-        UserError: No such file, unknown format, no header or a repeated column.
+        UserError: No such file, unknown format, no header, a repeated column, or a quote that is not closed.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError("no such file", file=path, fix="name a JSONL, CSV, TSV or Parquet file with one video a row")
+    require_readable(path)
     kind = kind or _FORMATS.get(path.suffix.lower())
     match kind:
         case "jsonl":
@@ -115,14 +117,23 @@ def _read_delimited(path: Path, kind: str) -> Iterator[NumberedRow]:
 
 
 def _guarded(reader: Any, path: Path) -> Iterator[tuple[int, list[str] | UserError]]:
-    """Lines of a csv reader that are not blank; a malformed line becomes an error, and the reader goes on."""
+    """Lines of a csv reader that are not blank; a malformed line becomes an error, and the reader goes on.
+
+    Raises:
+        UserError: What is malformed has several lines: a quote that is not closed takes the rows after it along.
+    """
     while True:
+        start = reader.line_num + 1
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield reader.line_num, UserError(f"is malformed ({error})", file=path, record=reader.line_num)
+            what, last = f"is malformed ({error})", reader.line_num
+            if last > start:
+                what += f", and what is quoted there goes on to line {last}"
+                raise UserError(what, file=path, record=start, fix="close the quote") from None
+            yield start, UserError(what, file=path, record=start)
             continue
         if fields:
             yield reader.line_num, fields

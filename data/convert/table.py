@@ -16,7 +16,7 @@ import numpy as np
 
 from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError, record_name
-from vidsim.common.files import atomic_path, sha256_file
+from vidsim.common.files import atomic_path, require_new, sha256_file
 from vidsim.common.progress import progress
 from vidsim.data import schema
 from vidsim.data.convert.columns import CellError, ColumnMap
@@ -80,8 +80,7 @@ class TableConversion:
         Raises:
             UserError: Bad input, `out` is taken, no row could be converted; nothing is left behind then.
         """
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise UserError("is there already and not empty", file=self.out, fix="choose another --out or remove it")
+        require_new(self.out)
         numbered = read_rows(self.rows, self.kind)
         self.num_missing = dict.fromkeys(self.sources, 0)
         self._used = {name: set() for name in self.sources}
@@ -93,7 +92,8 @@ class TableConversion:
                 raise UserError("holds no rows", file=self.rows, fix="write one video on each row")
             self.columns.check_met(self.rows)
             if not shards:
-                raise UserError(f"no row could be converted ({self.num_failed} failed)", file=self.rows)
+                what = f"no row could be converted ({self.num_failed} failed)"
+                raise UserError(what, file=self.rows, fix="see why with --on_error stop")
             streams = {name: StreamInfo(dim=dim, extractor=self._extractor(name)) for name, dim in self.dims.items()}
             return write_manifest(
                 self.out,
@@ -120,6 +120,7 @@ class TableConversion:
         return shards
 
     def _write_row(self, writer: ShardWriter, number: int, row: dict[str, Any] | UserError, failures: IO[str]) -> None:
+        num_repeated_tags = self.columns.num_repeated_tags
         try:
             if isinstance(row, UserError):
                 raise row
@@ -131,10 +132,14 @@ class TableConversion:
             parts = {key: getattr(error, key) for key in ("file", "record", "field", "message", "fix")}
             failures.write(json.dumps({"row": number, **parts}, ensure_ascii=True) + "\n")
             self.num_failed += 1
+            self.columns.num_repeated_tags = num_repeated_tags  # those of a row that is left out do not count
             return
         self._lines[video[schema.ID]] = number
-        for name, used in self._used.items():
-            used.add(feature_ids[name]) if name in feature_ids else None
+        for name, source in self.sources.items():
+            if name in feature_ids:
+                self._used[name].add(feature_ids[name])
+            elif source is not None:
+                self.num_missing[name] += 1
 
     def _convert(self, row: dict[str, Any], number: int) -> tuple[dict[str, Any], dict[str, str]]:
         """The video row with its streams, and for each stream the id under which vectors were found."""
@@ -163,8 +168,6 @@ class TableConversion:
                     field=self.columns.feature_id,
                     fix="add them, or say --allow_missing_features to convert the row without",
                 )
-            elif source is not None:
-                self.num_missing[name] += 1
             video[name] = np.zeros((0, self.dims[name]), np.float16) if vectors is None else vectors
         return video, found
 
@@ -225,6 +228,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"  {unused:,} videos with {name} features stand in no row")
     if conversion.num_failed:
         print(f"  {conversion.num_failed:,} rows failed and are left out: {options.out}/{FAILURES_FILE}")
+    if unread := conversion.columns.unread():
+        print(f"  {unread}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -25,7 +26,7 @@ _LAYOUTS = "ID/0001.png of one depth, or ID.png"
 class FrameFolder:
     """The frames of many videos; only names are held, pictures are decoded when asked for.
 
-    Layouts, in a folder or a zip file: `ID/*.png` (one picture a frame, in the order of their names) or
+    Layouts, in a folder or a zip file: `ID/*.png` (one picture a frame, in the order of their names, 2 before 10) or
     `ID.png` (all frames side by side, each as wide as the strip is high; with `is_strip=False` one picture is
     one frame).
     Formats: webp, png, jpg, bmp, gif (the first picture of an animation).
@@ -84,7 +85,7 @@ class FrameFolder:
                     file=self.path,
                     record=id,
                 )
-            files.sort()
+            files.sort(key=_natural)
         self._in_folders = 2 in depths
         return groups
 
@@ -145,6 +146,12 @@ class FrameFolder:
         if size > _MAX_FILE_BYTES:
             raise UserError(f"{size:,} bytes, the limit is {_MAX_FILE_BYTES:,}", file=self.path, record=name)
         return self._zip.read(name) if self._zip else (self.path / name).read_bytes()
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    """Key to sort names by: numbers in them count as numbers, so that 2.png stands before 10.png."""
+    parts = re.split(r"([0-9]+)", name)  # every other part is a number
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def _flatten(picture: Any) -> Frame:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -83,3 +84,28 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert writer.stderr.read() == ""
     writer.stderr.close()
     assert writer.wait(timeout=30) == 141
+
+
+def test_an_error_after_the_reader_went_away_is_still_one_line() -> None:
+    script = (
+        "import sys\n"
+        "from vidsim.common.entry import run_entry\n"
+        "from vidsim.common.errors import UserError\n"
+        "def main(argv):\n"
+        "    print('first', flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "    print('second')\n"
+        "    raise UserError('is wrong', file='a.tsv')\n"
+        "sys.exit(run_entry(main))\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    pipe = subprocess.PIPE
+    writer = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment
+    )
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "first\n"
+    writer.stdout.close()
+    writer.stdout = None
+    assert writer.communicate("go on\n", timeout=60)[1] == "error: a.tsv: is wrong\n"
+    assert writer.returncode == 2

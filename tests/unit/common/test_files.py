@@ -1,14 +1,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from vidsim.common.errors import UserError
-from vidsim.common.files import atomic_folder, atomic_path, read_json, require_free_space, sha256_file, write_json
+from vidsim.common.files import (
+    atomic_folder,
+    atomic_path,
+    read_json,
+    require_free_space,
+    require_new,
+    require_readable,
+    sha256_file,
+    write_json,
+)
 
 
 @contextlib.contextmanager
@@ -110,3 +120,57 @@ def test_space_is_asked_of_the_disk_that_will_hold_the_folder(tmp_path: Path) ->
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_file(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+@pytest.mark.parametrize("whole", [atomic_path, atomic_folder])
+@pytest.mark.parametrize("names_the_file", [True, False])
+def test_an_input_that_cannot_be_read_is_not_blamed_on_the_output(
+    tmp_path: Path, whole: Callable[[Path], contextlib.AbstractContextManager[Path]], names_the_file: bool
+) -> None:
+    text = "Permission denied"
+    error = OSError(errno.EACCES, text, "in.csv") if names_the_file else OSError(errno.EACCES, f"in.csv: {text}")
+    with pytest.raises(PermissionError, match=r"in\.csv"), whole(tmp_path / "out"):
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("names_the_file", [True, False])
+def test_what_cannot_be_written_inside_is_blamed_on_the_output(tmp_path: Path, names_the_file: bool) -> None:
+    def refuse(file: str) -> None:
+        # Arrow names the file in the message alone.
+        raise OSError(errno.EACCES, "no", file) if names_the_file else OSError(errno.EACCES, f"Failed to open '{file}'")
+
+    with pytest.raises(UserError, match=r"out: cannot be written"), atomic_folder(tmp_path / "out") as folder:
+        refuse(str(folder / "a.parquet"))
+
+
+def test_the_working_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (Path(), tmp_path):
+        with pytest.raises(UserError, match=r"is the folder that you are in\. Fix: name a new"), atomic_folder(path):
+            pass
+    with pytest.raises(UserError, match="cannot be written"), atomic_path(".") as temporary:
+        temporary.write_text("x")
+    assert tmp_path.samefile(".")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_refused_with_a_way_out_that_exists(tmp_path: Path) -> None:
+    require_new(tmp_path)  # an empty folder is no result
+    require_new(tmp_path / "none", overwrite=False)
+    (tmp_path / "a.txt").write_text("x")
+    require_new(tmp_path / "a.txt", overwrite=True)
+    for path, what in ((tmp_path, "is there already and not empty"), (tmp_path / "a.txt", "is there already")):
+        with pytest.raises(UserError, match=r"--out: is there already\. Fix: .*give --overwrite"):
+            require_new(path, overwrite=False)
+        with pytest.raises(UserError, match=rf"{what}\. Fix: choose another --out, or remove it"):
+            require_new(path)
+
+
+def test_an_input_that_cannot_be_opened_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    require_readable(tmp_path / "a.txt")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, reason in (("none", "No such file"), ("loop", "Too many levels"), (".", "Is a directory")):
+        with pytest.raises(UserError, match=rf"cannot be read \({reason}.*Fix: check its permissions"):
+            require_readable(tmp_path / name)

@@ -62,9 +62,15 @@ def test_bad_tables_are_refused_by_name(tmp_path: Path) -> None:
         ([{"id": "a", "tags": 3}], "line 1, field 'tags': must be a list"),
         ([{"id": "a", "words": ["cat"]}], "field 'tags': no row has this column"),
         ([{"tags": ["cat"]}], "line 1, field 'id': is missing"),
+        ([*VIDEOS, {"id": "d", "tags": ["a\tb"]}], r"line 4, field 'tags': the tag 'a\\tb' .*control characters"),
+        ([{"id": "d", "tags": ["rock\nroll"]}], r"line 1, field 'tags': .*control characters"),
+        ([{"id": "d\te", "tags": ["x"]}], r"line 1, field 'id': .*control characters"),
     ):
         with pytest.raises(UserError, match=message):
             read_tags(write(tmp_path / "t.jsonl", rows), tag_columns(*COLUMNS))
+    (tmp_path / "latin.csv").write_bytes("id,tags\na,Äpfel\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.csv, line 2, field 'tags': holds a lone surrogate"):
+        read_tags(tmp_path / "latin.csv", tag_columns(*COLUMNS))
     with pytest.raises(UserError, match="no such file"):
         read_tags(tmp_path / "none.jsonl", tag_columns(*COLUMNS))
     with pytest.raises(UserError, match="manifest"):

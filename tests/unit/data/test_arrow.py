@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from vidsim.common.errors import UserError
-from vidsim.data.arrow import concat_videos, open_videos
+from vidsim.data.arrow import concat_videos, open_all, open_videos
 
 Rows = list[dict[str, Any]]
 Write = Callable[..., Path]
@@ -144,6 +144,16 @@ def test_concat(write_data_set: Write, rows: Rows) -> None:
         "second/data-00001.arrow",
     ]
     assert_same_row(pickle.loads(pickle.dumps(videos))[5], rows[5])
+
+
+def test_open_all_opens_one_or_several(write_data_set: Write, rows: Rows) -> None:
+    first, second = write_data_set(rows[:3], "first"), write_data_set(rows[3:], "second")
+    assert [video["id"] for video in open_all([first, str(second)])] == [row["id"] for row in rows]
+    assert open_all([first]).name == "first"
+    with pytest.raises(UserError, match="no data set to read"):
+        open_all([])
+    with pytest.raises(UserError, match="is named twice"):
+        open_all([first, first])
 
 
 def test_concat_refuses_nothing_other_streams_and_shared_ids(write_data_set: Write, rows: Rows) -> None:

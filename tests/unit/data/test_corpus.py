@@ -64,7 +64,7 @@ def test_a_video_in_two_folders_is_refused(write_data_set: Any) -> None:
 
 def test_excluded_ids_come_from_lists_and_pairs(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("a\nb\n", encoding="utf-8")
-    (tmp_path / "pairs.tsv").write_text("id1\tid2\tscore\nc\td\t0.5\nc\ta\t1\n", encoding="utf-8")
+    (tmp_path / "pairs.tsv").write_text("id1\tid2\tscore\nc\td\t4.5\nc\ta\t-1\n", encoding="utf-8")
     assert read_excluded([str(tmp_path / "ids.txt"), str(tmp_path / "pairs.tsv")]) == {"a", "b", "c", "d"}
     assert read_excluded([]) == set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -228,9 +229,23 @@ def test_a_long_set_is_cut_not_dropped(tmp_path: Path) -> None:
     build_graph([tmp_path / "m.npz"], tmp_path / "g", SessionColumns(time=None), config)
     graph = read_graph(tmp_path / "g")
     assert graph.manifest["counts"]["sessions"] == 3
-    assert sorted(len(graph.neighbours().row(v)) for v in range(10)) == [1] * 2 + [3] * 8
+    assert sorted(len(graph.neighbours().row(v)) for v in range(10)) == [2] * 6 + [3] * 4
     linked = {frozenset(pair) for pair in edges_of(graph)}
-    assert linked != {frozenset(pair) for part in ("0123", "4567", "89") for pair in combinations(part, 2)}
+    assert linked != {frozenset(pair) for part in ("0123", "456", "789") for pair in combinations(part, 2)}
+
+
+@pytest.mark.parametrize("size", range(3, 30))
+@pytest.mark.parametrize("max_session", [3, 4, 7])
+def test_a_set_is_cut_into_even_parts_and_no_video_is_alone(size: int, max_session: int) -> None:
+    key, video = np.zeros(size + 2, dtype=np.int64), np.arange(size + 2)
+    key[size:] = 1  # a second set of two
+    config = CowatchConfig(max_session=max_session)
+    (one, other), _, sessions = cowatch_links.link(key, video, None, config)
+    degree = np.bincount(np.concatenate([one, other]), minlength=size + 2)
+    assert sessions == -(-size // max_session) + 1
+    assert degree[size:].tolist() == [1, 1]
+    assert 1 <= degree.min() <= degree.max() < max_session
+    assert np.ptp(degree[:size]) <= 1
 
 
 def test_arrays_of_an_npz_and_of_a_csv_give_the_same_graph(tmp_path: Path) -> None:
@@ -302,3 +317,12 @@ def test_a_damaged_graph_is_refused(tmp_path: Path) -> None:
         read_graph(tmp_path / "graph")
     with pytest.raises(UserError, match="holds no co-watch graph"):
         read_graph(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"files": None}, {"files": {"edges.parquet": {}}}, {"settings": None}])
+def test_a_manifest_that_lacks_something_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    graph_of(tmp_path, [("u", "a", 0.0), ("u", "b", 1.0)])
+    path = tmp_path / "graph" / "cowatch.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=r"cowatch\.json, field '(files|settings)'.*Fix: make the graph anew"):
+        read_graph(tmp_path / "graph")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def parquet(path: Path, **columns: object) -> Path:
     [
         pa.array([86_400, 86_401], pa.int64()),
         pa.array([86_400_000, 86_401_000], pa.timestamp("ms")),
+        pa.array([86_400_000_000_001, 86_401_000_000_999], pa.timestamp("ns")),
+        pa.array([86_400_000_000_001, 86_401_000_000_999], pa.timestamp("ns", "UTC")),
         pa.array([datetime(1970, 1, 2, tzinfo=UTC), datetime(1970, 1, 2, 0, 0, 1, tzinfo=UTC)]),
         pa.array(["1970-01-02 00:00:00", "1970-01-02 00:00:01"]),
         pa.array(["1970-01-02T00:00:00Z", "1970-01-02T00:00:01Z"]),
@@ -99,3 +102,15 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
             read(tmp_path / name)
     with pytest.raises(UserError, match="has no sessions"):
         read(tmp_path / "m.npz", SessionColumns(time=None, session="s"))
+
+
+def test_a_file_that_may_not_be_read_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.tsv").write_text("a", encoding="utf-8")
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "a.tsv")
+
+    monkeypatch.setattr("builtins.open", refuse)  # root may read everything
+    monkeypatch.setattr("io.open", refuse)  # as Path.open does
+    with pytest.raises(UserError, match=r"a\.tsv: cannot be read \(Permission denied\)"):
+        read(tmp_path / "a.tsv")

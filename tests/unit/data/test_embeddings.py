@@ -266,3 +266,16 @@ def test_align_names_missing_and_extra_ids() -> None:
         align([first, second])
     assert "emb/b lacks 2 of them (b, c)" in str(caught.value)
     assert "emb/b has 2 others (x, y)" in str(caught.value)
+
+
+def test_files_of_other_programs_are_left_alone(tmp_path: Path) -> None:
+    names = ["part-00000-abc.c000.snappy.parquet", "part-1.parquet", "part-00000.parquet.bak"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(UserError, match="is no embeddings folder"):
+        read_embeddings(tmp_path)
+    for _ in range(2):
+        write_embeddings(tmp_path, *make(4), META)
+    assert read_embeddings(tmp_path).ids == make(4)[0]
+    assert EmbeddingWriter(tmp_path, 3, META).is_complete
+    assert [(tmp_path / name).read_bytes() for name in names] == [b"mine"] * 3

@@ -91,6 +91,14 @@ def test_command_shows_all_there_is(
     assert found["pairs"][str(tmp_path / "all" / "pairs.tsv")]["levels"] == {"0.5": 1, "1.0": 1}
 
 
+def test_counts_of_the_command_line_are_checked(write_data_set: Write, rows: Rows) -> None:
+    folder = str(write_data_set(rows))
+    with pytest.raises(UserError, match="--tags: 0 is below 1"):
+        main([folder, "--tags", "0"])
+    with pytest.raises(UserError, match="--rows: -1 is below 0"):
+        main([folder, "--rows", "-1"])
+
+
 def test_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no data set"):
         main([str(tmp_path)])

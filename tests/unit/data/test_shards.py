@@ -57,6 +57,15 @@ def test_batches_are_bounded(tmp_path: Path) -> None:
     assert [len(chunk) for chunk in chunks] == [500, 500, 201]
 
 
+def test_text_counts_towards_the_bytes_of_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vidsim.data.shards._BATCH_BYTES", 1000)
+    with ShardWriter(tmp_path / "data-00000.arrow", {"frames": 2}) as writer:
+        for number in range(6):
+            writer.write({"id": str(number), "title": "x" * 300, "asr": "y" * 300})
+    write_manifest(tmp_path, [writer.info], {"frames": StreamInfo(dim=2)}, has_tags=False)
+    assert [len(chunk) for chunk in open_videos(tmp_path).ids().chunks] == [2, 2, 2]
+
+
 class _StopError(Exception):
     pass
 

@@ -232,3 +232,53 @@ def test_command_writes_folds(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.count("overlap train/validation: 0 of 8 videos") == 3
     with pytest.raises(UserError, match="pair_or makes folds only"):
         main([str(tmp_path / "pairs.tsv"), "--out", str(tmp_path / "x"), "--method", "pair_or"])
+
+
+def test_an_earlier_split_is_not_mixed_with_a_new_one(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs.tsv", clustered_graph())
+    words = [str(tmp_path / "pairs.tsv"), "--out", str(tmp_path / "out")]
+    assert main([*words, "--num_folds", "4"]) == 0
+    mine = {"mine.txt", "fold_3/mine.txt", "fold_3_kept/train.tsv"}
+    (tmp_path / "out/fold_3_kept").mkdir()
+    for name in mine:
+        (tmp_path / "out" / name).write_text("keep")
+    with pytest.raises(UserError, match=r"out, --out: is there already\. Fix: .*--overwrite"):
+        main([*words, "--num_folds", "2"])
+    first = (tmp_path / "out/fold_0/train.tsv").read_bytes()
+    with pytest.raises(UserError, match="is left for"):
+        main([*words, "--num_folds", "2000", "--overwrite"])
+    assert (tmp_path / "out/fold_0/train.tsv").read_bytes() == first  # a split that fails removes nothing
+    assert main([*words, "--num_folds", "2", "--overwrite"]) == 0
+    files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    parts = ("train.tsv", "validation.tsv", "dropped.tsv", "holdout_ids.txt")
+    folds = {f"fold_{fold}/{part}" for fold in range(2) for part in parts}
+    assert files == folds | mine
+    assert not (tmp_path / "out/fold_2").exists()
+    assert main([*words, "--overwrite"]) == 0
+    assert not (tmp_path / "out/fold_0").exists()
+    assert {path.stem for path in (tmp_path / "out").glob("*.tsv")} == {"train", "validation", "test", "dropped"}
+
+
+def test_the_pairs_themselves_are_not_removed(tmp_path: Path) -> None:
+    for name in ("train.tsv", "fold_0/test.tsv"):
+        path = tmp_path / "out" / name
+        write_pairs(path, clustered_graph())
+        before = path.read_bytes()
+        with pytest.raises(UserError, match=r"would be replaced\. Fix: choose another --out"):
+            main([str(path), "--out", str(tmp_path / "out"), "--overwrite"])
+        assert path.read_bytes() == before
+
+
+def test_other_scores_are_split_when_their_range_is_named(tmp_path: Path) -> None:
+    grades = make_pairs(np.arange(40).reshape(20, 2))
+    write_pairs(tmp_path / "grades.tsv", Pairs(grades.id1, grades.id2, 5 * grades.score))
+    words = [str(tmp_path / "grades.tsv"), "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="is not within 0 to 1"):
+        main(words)
+    assert main([*words, "--score_range", "0", "5"]) == 0
+    assert read_pairs(tmp_path / "out/train.tsv", score_range=None).score.max() > 1
+
+
+def test_a_seed_below_0_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--seed: -1 is below 0"):
+        main([str(tmp_path / "pairs.tsv"), "--out", str(tmp_path / "out"), "--seed", "-1"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -21,6 +22,7 @@ from vidsim.data.synthetic_errors import Planted, insert_dirty_records, plan_rec
 from vidsim.data.tags import TagVocabulary
 from vidsim.data.tf_example import parse_example
 from vidsim.data.tfrecord import read_records, write_frames, write_tfrecords
+from vidsim.data.verify import verify_folder
 
 DIM = 4
 CONFIG = GeneratorConfig(num_videos=40, num_pairs=12, num_test_pairs=6, num_files=3, num_tags=40, frame_dim=DIM)
@@ -377,3 +379,28 @@ def test_command_line(clean_source: Path, tmp_path: Path, capsys: pytest.Capture
     assert manifest.created_by["command"].startswith("vidsim convert aiac ")
     with pytest.raises(UserError, match="--num_processes: is 0"):
         main([*argv, "--num_processes", "0"])
+
+
+def test_a_part_where_some_records_have_tags_has_tags(tmp_path: Path) -> None:
+    tagless = video("2", tag_id=None, category_id=None)
+    write_part(tmp_path, [video("1"), tagless], "test_a/test_a")
+    write_part(tmp_path, [tagless], "test_b/test_b")
+    convert(tmp_path, tmp_path / "out")
+    assert open_videos(tmp_path / "out" / "test_a").manifest.has_tags
+    assert not open_videos(tmp_path / "out" / "test_b").manifest.has_tags
+    assert not [result for result in verify_folder(tmp_path / "out") if isinstance(result, UserError)]
+
+
+def test_a_file_that_may_not_be_read_is_one_error(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open
+
+    def refuse(path: Any, *arguments: Any, **options: Any) -> Any:
+        if str(path).endswith("pretrain_1.tfrecords"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", refuse)  # root may read everything
+    with pytest.raises(UserError, match=r"pretrain_1\.tfrecords: cannot be read \(Permission denied\)"):
+        convert(source, tmp_path / "out")

@@ -202,3 +202,25 @@ def test_an_id_that_leads_outside_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "in" / "a.npy", A)
     with pytest.raises(UserError, match="cannot be a file name"):
         open_features(tmp_path / "in").read("../out")
+
+
+def test_index_lines_are_read_as_every_other_text(tmp_path: Path) -> None:
+    np.save(tmp_path / "f.npy", np.concatenate([A, B]))
+    text = "\ufeffid\tstart\tcount\r\na\u2028b\t0\t2\r\nc\t2\t1\r\n"
+    (tmp_path / "f.tsv").write_bytes(text.encode())
+    source = open_features(tmp_path / "f.npy")
+    np.testing.assert_array_equal(source.read("a\u2028b"), A)
+    np.testing.assert_array_equal(source.read("c"), B)
+
+
+def test_an_old_index_does_not_stay_beside_a_new_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_stack(tmp_path / "f.npy", [("a", A), ("b", B)], dim=3, extractor=None)
+
+    def fail(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vidsim.data.convert.features.write_json", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_stack(tmp_path / "f.npy", [("b", B), ("a", A)], dim=3, extractor=None)
+    with pytest.raises(UserError, match="needs an index"):
+        open_features(tmp_path / "f.npy")

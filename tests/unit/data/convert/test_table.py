@@ -207,3 +207,33 @@ def test_options_that_make_no_sense_are_named(
     with pytest.raises(UserError, match=message):
         convert(rows, "--out", tmp_path / "out", *given)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_fail_are_not_counted_as_written(
+    tmp_path: Path, features: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = [{"id": "x\ty", "tags": ["p", "p"]}, {"id": "z", "title": 1.5}, {"id": "q", "tags": ["p", "p", "\x00"]}]
+    path = write_rows(tmp_path / "videos.jsonl", [ROWS[0], *bad])
+    words = ["--on_error", "quarantine", "--allow_missing_features"]
+    convert(path, "--out", tmp_path / "out", "--features", features, *words)
+    counts = read(tmp_path / "out").manifest.counts
+    assert (counts["num_failed_rows"], counts["num_rows_without_features"]) == (3, {"frames": 0})
+    assert counts["num_repeated_tags"] == 1
+    assert "written with none" not in capsys.readouterr().out
+
+
+def test_a_quote_that_swallows_rows_stops_even_under_quarantine(tmp_path: Path) -> None:
+    path = tmp_path / "videos.csv"
+    path.write_text('id,title\na,"open\nb,c\n')
+    with pytest.raises(UserError, match=r"line 2: is malformed .*Fix: close the quote"):
+        convert(path, "--out", tmp_path / "out", "--on_error", "quarantine")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_whose_titles_have_another_name_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_rows(tmp_path / "v.jsonl", [{"id": "a", "name": "one", "transcript": "x", "tags": ["p"]}])
+    convert(source, "--out", tmp_path / "out")
+    expected = "no column title, asr; not read: name, transcript (name what you want with --title, --asr)"
+    assert expected in capsys.readouterr().out
+    convert(source, "--title", "name", "--out", tmp_path / "named")
+    assert "not read" not in capsys.readouterr().out

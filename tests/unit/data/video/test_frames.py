@@ -172,3 +172,12 @@ def test_what_is_no_source_is_named(tmp_path: Path) -> None:
 def test_an_unknown_video_is_a_key_error(strips: Path) -> None:
     with pytest.raises(KeyError):
         FrameFolder(strips).read("z")
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_numbers_in_names_count_as_numbers(tmp_path: Path, zipped: bool) -> None:
+    names = ["1", "2", "10", "²", "a1b9", "a1b10", "a02"]
+    for width, name in enumerate(names, 1):
+        save(tmp_path / "in" / "v" / f"{name}.png", picture(RED, width=width))
+    frames = FrameFolder(as_zip(tmp_path / "in") if zipped else tmp_path / "in")
+    assert [frame.shape[1] for frame in frames.read("v")] == [1, 2, 3, 5, 6, 7, 4]

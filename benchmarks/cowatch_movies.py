@@ -31,6 +31,7 @@ import numpy as np
 import prepare_movies
 import yaml
 from cowatch_tables import Metrics, query_metrics, row_of, write_chart, write_tables
+from sources import require_files
 
 from vidsim.common.entry import run_entry
 from vidsim.common.files import atomic_path, read_json, write_json
@@ -220,6 +221,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--chart", type=Path, help="picture of the part widths (default: DIR/widths.svg)")
     options = parser.parse_args(argv)
     start = time.monotonic()
+    require_files(options.source, "ratings.csv", "movies.jsonl", "posters.zip")
     out = options.out.resolve()
     prepare_movies.prepare(options.source, out / "features", str(options.init_from or crossval.minilm_folder()))
     tables: dict[str, list[str]] = {}

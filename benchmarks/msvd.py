@@ -25,6 +25,7 @@ import crossval
 import numpy as np
 import prepare_msvd
 from crossval import MODALITIES, Folds, Result
+from sources import require_files
 
 from vidsim.common.entry import run_entry
 from vidsim.common.files import atomic_path, read_json, sha256_file, write_json
@@ -179,6 +180,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     start, out = time.monotonic(), options.out.resolve()
+    require_files(options.source, "videos.jsonl", "pairs_msrvid.jsonl")
     if not (out / "data" / "left_out.txt").is_file():
         prepare(options.source, out / "data", options.features)
     init_en = None if options.init_en == "none" else str(options.init_en or crossval.minilm_folder())

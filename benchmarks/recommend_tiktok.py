@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 from recommend_towers import require_same_settings, train_towers
+from sources import require_files
 
 from vidsim.common.entry import run_entry
 from vidsim.common.files import atomic_path, write_json
@@ -99,6 +100,7 @@ class Source:
 
 def read_source(folder: Path) -> Source:
     """Matrices of 0 and 1, and the scaled features beside each other."""
+    require_files(folder, "trnMat.npz", "valMat.npz", "image_feat.npy", "audio_feat.npy")
     matrices = []
     for name in ("trnMat", "valMat"):
         matrix = sp.csr_array(sp.load_npz(folder / f"{name}.npz")).astype(np.float64)

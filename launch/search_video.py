@@ -42,29 +42,32 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="vidsim-") as folder:
         data, out = f"{folder}/data", f"{folder}/emb"
         with contextlib.redirect_stdout(sys.stderr):
-            convert_table([args.rows, "--out", data, *_features(args)])
+            convert_table([args.rows, "--out", data, *_passed_on(args)])
             embed([str(checkpoint), data, "--out", out, "--vector", args.vector])
         embeddings = read_embeddings(out)
     print_similar(searched, embeddings.ids, unit_vectors(embeddings.vectors, embeddings.ids), args)
     return 0
 
 
-def _features(args: argparse.Namespace) -> list[str]:
-    """The options about features, as `vidsim convert table` takes them."""
-    names = ("features", "frames", "frame_files", "extractor")
+def _passed_on(args: argparse.Namespace) -> list[str]:
+    """The options about columns and features, as `vidsim convert table` takes them."""
+    names = ("format", "id", "title", "feature_id", "features", "frames", "frame_files", "extractor")
     given = [(f"--{name}", getattr(args, name)) for name in names] + [("--stream", value) for value in args.stream]
     words = [word for name, value in given if value is not None for word in (name, value)]
+    if args.asr:
+        words += ["--asr", *args.asr]
     return [*words, "--allow_missing_features"] if args.allow_missing_features else words
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="vidsim search-video",
-        description="Print the videos most like new ones, which are given as a table with the columns id, title and\n"
-        "asr (the last two may be missing) and features or pictures of their frames.",
+        description="Print the videos most like new ones, which are given as a table, as for `vidsim convert table`,\n"
+        "and features or pictures of their frames.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n"
-        "  vidsim search-video index/mine new.jsonl --checkpoint runs/finetune/mine --features new_features/\n"
+        "  vidsim search-video index/mine new.jsonl --checkpoint runs/finetune/mine \\\n"
+        "      --title name --asr transcript --features new_features/\n"
         "  vidsim search-video index/mine new.jsonl --checkpoint runs/finetune/mine \\\n"
         "      --frames frames.zip --extractor efficientnet-lite0",
     )
@@ -72,6 +75,12 @@ def _parser() -> ArgumentParser:
     parser.add_argument("rows", metavar="ROWS", help="JSONL, CSV, TSV or Parquet file, a row for each new video")
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="what the embeddings were made with")
     parser.add_argument("--vector", choices=tuple(_WIDTHS), default="embedding", help="as in `vidsim embed`")
+    columns = parser.add_argument_group("columns, as in `vidsim convert table`; say what was said there")
+    columns.add_argument("--format", help="format of ROWS (by default its suffix says)")
+    columns.add_argument("--id", help="video id (default: id)")
+    columns.add_argument("--title", help="title (default: title where there is one)")
+    columns.add_argument("--asr", nargs="+", metavar="COLUMN", help="speech or further text (default: asr)")
+    columns.add_argument("--feature_id", metavar="COLUMN", help="id that features go by (default: the id)")
     features = parser.add_argument_group("features, as in `vidsim convert table`")
     features.add_argument("--features", metavar="PATH", help="arrays of frame features")
     features.add_argument("--frames", metavar="PATH", help="pictures of frames, a folder or a zip file")

@@ -75,7 +75,12 @@ class ModelConfig:
         if not (self.use_text or self.use_frames):
             raise UserError("use_text and use_frames are both false", field="model", fix="let it read one of them")
         if self.init_from is not None and not Path(self.init_from).is_dir():
-            raise UserError("no such folder", file=self.init_from, field="model.init_from")
+            raise UserError(
+                "no such folder",
+                file=self.init_from,
+                field="model.init_from",
+                fix="put the checkpoint there, or set null for a fresh encoder",
+            )
 
 
 def build_processor(config: ModelConfig, tokenizer: Any, streams: Mapping[str, int]) -> VideoTextProcessor:

@@ -19,7 +19,7 @@ from vidsim.retrieval.index import NUM_CANDIDATES, VectorIndex
 from vidsim.retrieval.index_files import is_index
 from vidsim.retrieval.qdrant import QdrantIndex
 from vidsim.retrieval.searchable import require_same_model
-from vidsim.retrieval.vectors import SIMILARITY
+from vidsim.retrieval.vectors import require_cosine, unit_vectors
 
 
 def join_embeddings(parts: Sequence[Embeddings]) -> Embeddings:
@@ -28,12 +28,8 @@ def join_embeddings(parts: Sequence[Embeddings]) -> Embeddings:
     Raises:
         UserError: Another width or another model than the first, an id in more than one, or vectors for dot products.
     """
-    first = parts[0]
-    for part in parts:
-        if part.metadata.get(SIMILARITY) == "dot":
-            what = "the lengths of its vectors mean something, an index would lose them"
-            raise UserError(what, file=part.name, fix="recommend with the embeddings themselves")
-    for part in parts[1:]:
+    first = require_cosine(parts[0])
+    for part in map(require_cosine, parts[1:]):
         if part.dim != first.dim:
             raise UserError(f"is of width {part.dim}, {first.name} of {first.dim}", file=part.name)
         models = [one.metadata.get("model") for one in (first, part)]
@@ -82,6 +78,7 @@ def make_index(args: argparse.Namespace) -> VectorIndex | QdrantIndex:
     metadata = read_metadata(args.metadata, embeddings.ids) if args.metadata else None
     model = embeddings.metadata.get("model")
     if qdrant.is_address(args.out):
+        unit_vectors(embeddings.vectors, embeddings.ids)  # before a collection is made or replaced
         columns = metadata.schema if metadata is not None else None
         made = qdrant.create_index(args.out, embeddings.dim, columns, model=model, overwrite=args.overwrite)
         made.add(embeddings.ids, embeddings.vectors, metadata)

@@ -40,6 +40,8 @@ def read_metadata(path: str | Path, ids: Sequence[str]) -> pa.Table:
         UserError: Not readable, no column `id`, repeated ids, ids without a row.
     """
     path = Path(path)
+    if not path.is_file():
+        raise UserError("cannot be read: no such file", file=path, fix="give a Parquet, CSV or TSV file")
     try:
         table = _read_table(path)
     except (pa.ArrowException, OSError) as error:

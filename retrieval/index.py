@@ -133,7 +133,7 @@ class VectorIndex:
         drawn = np.arange(min(num_vectors, backends.num_to_train(kind)))
         if len(drawn) < num_vectors and len(drawn):
             drawn = np.sort(np.random.default_rng(_SAMPLE_SEED).choice(num_vectors, len(drawn), replace=False))
-        sample = unit_vectors(vectors[drawn], [f"row {row}" for row in drawn.tolist()]) if len(drawn) else None
+        sample = unit_vectors(vectors[drawn], [ids[row] for row in drawn.tolist()]) if len(drawn) else None
         backend = backends.make_backend(kind, dim, np.zeros((0, dim), np.float32) if sample is None else sample)
         columns: dict[str, Any] = {KEY: pa.array([], pa.int64()), ID: pa.array([], pa.string())}
         for field in metadata.schema if metadata is not None else []:
@@ -358,6 +358,8 @@ class VectorIndex:
         keys, values = backends.nearest(self._backend, queries, min(depth, num_allowed), self.num_candidates, by_key)
         found = np.where(keys >= 0, np.searchsorted(self._keys(), keys), -1)
         for number, candidates in enumerate(found):
+            if (candidates < 0).any():  # of very many equal codes faiss's compact search finds some only
+                candidates = np.arange(len(self)) if allowed is None else np.flatnonzero(allowed)
             usable = candidates >= 0
             if left_out is not None:
                 usable &= ~np.isin(candidates, left_out[number])

@@ -33,7 +33,10 @@ def new_items(
     columns: dict[str, Any] = {KEY: pa.array(keys, pa.int64()), ID: pa.array(list(ids), pa.string())}
     given = metadata.schema if metadata is not None else pa.schema([])
     if sorted(given.names) != sorted(expected.names):
-        raise UserError(f"the metadata columns are {given.names}, those of the index {expected.names}")
+        columns_of_index = ", ".join(expected.names) or "none"
+        fix = f"give --metadata with the columns {columns_of_index}" if expected.names else "leave --metadata away"
+        what = f"the metadata columns are {', '.join(given.names) or 'none'}, those of the index {columns_of_index}"
+        raise UserError(what, field="--metadata", fix=fix)
     if metadata is not None and metadata.num_rows != len(ids):
         raise UserError(f"{metadata.num_rows} rows of metadata for {len(ids)} ids")
     for field in expected:

@@ -2,7 +2,7 @@
 
 Its address is `URL/collections/NAME`. The collection remembers, in its own metadata (a server of version 1.16 or
 later), which model made the vectors and of which types the columns are. A video is a point whose id follows from the
-video's id, so adding a video that is there replaces it, and a run that was cut off is simply run again. The key of the
+video's id, so adding a video that is there replaces it; a run that was cut off is run again with --add. The key of the
 server, if it wants one, is read from QDRANT_API_KEY.
 
 A folder as address, which qdrant-client offers for tests, is refused: it keeps its points as pickles.

@@ -23,7 +23,7 @@ from vidsim.data.schema import ID
 from vidsim.retrieval.index import VectorIndex
 from vidsim.retrieval.index_files import is_index
 from vidsim.retrieval.qdrant import is_address
-from vidsim.retrieval.recommend_evaluation import evaluate_lists, read_truth, report
+from vidsim.retrieval.recommend_evaluation import evaluate_lists, num_unreachable, read_truth, report
 from vidsim.retrieval.recommend_histories import Histories, read_histories, user_number
 from vidsim.retrieval.recommend_scoring import (
     AGGREGATIONS,
@@ -322,6 +322,9 @@ def main(argv: list[str] | None = None) -> int:
         _print_one(catalogue, with_taste(one)[0], args)
         return 0
     later = None if args.truth is None else read_truth(args.truth, truth)  # before anything is written
+    if later is not None and (missed := num_unreachable(later, histories, catalogue.ids, catalogue.recommended_ids)):
+        whole = sum(map(len, later.values()))
+        print(f"{missed:,} of {whole:,} later watches cannot be recommended (watched before, or no candidate): missed")
     histories, without = with_taste(histories)
     if without:
         print(f"left out: {len(without):,} users without a video rated high enough: {shown(without)}")

@@ -14,6 +14,7 @@ from vidsim.common.errors import UserError
 from vidsim.data.cowatch_sessions import KEY, VIDEO, SessionColumns, read_sessions
 from vidsim.data.schema import ID
 from vidsim.modeling.ranking_metrics import average_precision, mean_interval, ndcg_at_k, ranked_by_rows, recall_at_k
+from vidsim.retrieval.recommend_histories import Histories
 
 Float64 = npt.NDArray[np.float64]
 
@@ -64,6 +65,26 @@ def read_truth(path: Path, columns: SessionColumns) -> dict[str, set[str]]:
     if not truth:
         raise UserError("holds no watches", file=path)
     return truth
+
+
+def num_unreachable(
+    truth: Mapping[str, set[str]], histories: Histories, ids: Sequence[str], candidates: pa.ChunkedArray
+) -> int:
+    """How many later watches no list can hold: of videos that the user has watched before, or of no candidate.
+
+    Args:
+        truth: From `read_truth`.
+        histories: Of any users.
+        ids: What the rows of the histories are.
+        candidates: Ids of what may be recommended.
+    """
+    may_be = set(candidates.to_pylist())
+    number = {user: place for place, user in enumerate(histories.users)}
+    count = 0
+    for user, later in truth.items():
+        before = {ids[row] for row in histories.watched(number[user]).tolist()} if user in number else set()
+        count += sum(video not in may_be or video in before for video in later)
+    return count
 
 
 def evaluate_lists(recommendations: pa.Table, truth: Mapping[str, set[str]], k: int) -> UserMetrics:

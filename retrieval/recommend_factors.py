@@ -28,7 +28,6 @@ from vidsim.retrieval.recommend_histories import Histories, read_histories
 from vidsim.retrieval.vectors import SIMILARITY, unit_vectors
 
 Float32 = npt.NDArray[np.float32]
-"""Key in the metadata of embeddings whose lengths mean something; its value is `dot`."""
 _SEED: Final = 0
 
 
@@ -69,7 +68,8 @@ def factors(histories: Histories, num_videos: int, config: FactorsConfig) -> Flo
     most = min(len(histories), num_videos) - 1
     if config.dim > most:
         what = f"{config.dim} dimensions from {len(histories):,} users and {num_videos:,} videos"
-        raise UserError(what, field="--dim", fix=f"at most {max(most, 1)}")
+        fix = f"at most {most}" if most >= 1 else "give watches of more users or videos"
+        raise UserError(what, field="--dim", fix=fix)
     lengths = np.maximum(histories.num_liked(), 1).astype(np.float64)
     user = np.repeat(np.arange(len(histories)), np.diff(histories.starts))[histories.counts]
     video = histories.videos[histories.counts]

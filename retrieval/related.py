@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from vidsim.common.arguments import ArgumentParser
 from vidsim.common.errors import UserError
-from vidsim.common.files import atomic_path
+from vidsim.common.files import atomic_path, require_new
 from vidsim.common.progress import progress
 from vidsim.data.embeddings import read_embeddings
 from vidsim.data.schema import ID
@@ -20,6 +20,7 @@ from vidsim.retrieval.exact import ExactIndex
 from vidsim.retrieval.index import VectorIndex
 from vidsim.retrieval.index_files import is_index
 from vidsim.retrieval.qdrant import is_address
+from vidsim.retrieval.vectors import require_cosine
 
 RELATED_SCHEMA: Final = pa.schema(
     [(ID, pa.string()), ("rank", pa.int32()), ("related", pa.string()), ("score", pa.float32())]
@@ -48,17 +49,19 @@ def related_tables(searched: ExactIndex | VectorIndex, k: int) -> Iterator[pa.Ta
         yield pa.table(columns, schema=RELATED_SCHEMA)
 
 
-def write_related(source: str | Path, out: str | Path, k: int) -> int:
+def write_related(source: str | Path, out: str | Path, k: int, *, overwrite: bool = False) -> tuple[int, int]:
     """Write the k most similar others of every video of embeddings or of an index to a Parquet file.
 
     Returns:
-        The number of rows: k for each video, fewer only if there are not as many others.
+        The number of rows, k for each video if there are as many others, and the number of videos.
 
     Raises:
-        UserError: Nothing to read there, k < 1, `out` does not end in .parquet, or the disk is full.
+        UserError: Nothing to read there, k < 1, `out` does not end in .parquet or is there already (and `overwrite`
+            is not set), or the disk is full.
     """
     if Path(out).suffix != ".parquet":
         raise UserError("must end in .parquet", file=out, field="--out")
+    require_new(out, overwrite=overwrite)
     if k < 1:
         raise UserError(f"must be at least 1, not {k}", field="-k")
     if is_address(source):
@@ -68,7 +71,7 @@ def write_related(source: str | Path, out: str | Path, k: int) -> int:
     if is_index(source):
         searched = VectorIndex.load(source, mmap=True)
     else:
-        embeddings = read_embeddings(source)
+        embeddings = require_cosine(read_embeddings(source))
         searched = ExactIndex(embeddings.ids, embeddings.vectors)
     blocks = progress(related_tables(searched, k), total=-(-len(searched) // _BLOCK), desc="related", unit="blocks")
     num_rows = 0
@@ -76,7 +79,7 @@ def write_related(source: str | Path, out: str | Path, k: int) -> int:
         for table in blocks:
             writer.write_table(table)
             num_rows += table.num_rows
-    return num_rows
+    return num_rows, len(searched)
 
 
 def _parser() -> ArgumentParser:
@@ -89,11 +92,15 @@ def _parser() -> ArgumentParser:
     parser.add_argument("source", help="embeddings folder or file, or an index folder (faster)")
     parser.add_argument("--out", required=True, metavar="FILE", help="the table, FILE.parquet")
     parser.add_argument("-k", type=int, default=20, help="how many for each video (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write the table and say how long it is."""
     args = _parser().parse_args(argv)
-    print(f"{args.out}: {write_related(args.source, args.out, args.k):,} rows")
+    num_rows, num_videos = write_related(args.source, args.out, args.k, overwrite=args.overwrite)
+    print(f"{args.out}: {num_rows:,} rows")
+    if args.k > num_videos - 1:
+        print(f"each of {num_videos:,} videos has {num_videos - 1:,} others, not {args.k:,}")
     return 0

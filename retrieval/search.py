@@ -38,6 +38,8 @@ def read_vectors(path: str | Path) -> Embeddings:
     Raises:
         UserError: Not such a file.
     """
+    if not Path(path).is_file():
+        raise UserError("no such file", file=path, field="--vector", fix="give an .npy file of vectors")
     try:
         array = np.atleast_2d(np.load(path, allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:

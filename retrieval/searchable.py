@@ -14,7 +14,7 @@ from vidsim.retrieval import qdrant
 from vidsim.retrieval.exact import ExactIndex
 from vidsim.retrieval.index import VectorIndex
 from vidsim.retrieval.index_files import is_index
-from vidsim.retrieval.vectors import Float32
+from vidsim.retrieval.vectors import Float32, require_cosine
 
 
 class Searchable(Protocol):
@@ -62,13 +62,14 @@ def open_source(source: str | Path) -> Searchable:
         source: Embeddings, the folder of an index (memory-mapped), or URL/collections/NAME.
 
     Raises:
-        UserError: Nothing of the kind is there, it is damaged, or what it needs is not installed.
+        UserError: Nothing of the kind is there, it is damaged, it is made for dot products, or what it needs is not
+            installed.
     """
     if qdrant.is_address(source):
         return qdrant.open_index(str(source))
     if is_index(source):
         return VectorIndex.load(source, mmap=True)
-    embeddings = read_embeddings(source)
+    embeddings = require_cosine(read_embeddings(source))
     return ExactIndex(embeddings.ids, embeddings.vectors, embeddings.metadata.get("model"))
 
 

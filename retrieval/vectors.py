@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vidsim.common.errors import UserError
-from vidsim.data.embeddings import shown
+from vidsim.data.embeddings import Embeddings, shown
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -18,6 +18,21 @@ Int64 = npt.NDArray[np.int64]
 SIMILARITY: Final = "similarity"
 """In the metadata of embeddings: `dot` where lengths mean something, as of `vidsim factors`."""
 _SMALLEST_NORM = 1e-6
+
+
+def require_cosine(embeddings: Embeddings) -> Embeddings:
+    """The same embeddings, unless they are for dot products.
+
+    Raises:
+        UserError: The lengths of the vectors mean something.
+    """
+    if embeddings.metadata.get(SIMILARITY) == "dot":
+        raise UserError(
+            "the lengths of its vectors mean something, which cosines and an index lose",
+            file=embeddings.name,
+            fix="use them with `vidsim recommend`",
+        )
+    return embeddings
 
 
 def unit_vectors(vectors: npt.ArrayLike, names: Sequence[str]) -> Float32:
@@ -37,7 +52,7 @@ def unit_vectors(vectors: npt.ArrayLike, names: Sequence[str]) -> Float32:
     bad = np.flatnonzero(~(np.isfinite(norms) & (norms > _SMALLEST_NORM))).tolist()
     if bad:
         message = f"{len(bad):,} vectors are zero or not finite: {shown([names[i] for i in bad])}"
-        raise UserError(message)
+        raise UserError(message, fix="embed them again, or leave them out")
     if np.abs(norms - 1).max() < _SMALLEST_NORM:
         return array
     return array / norms[:, None].astype(np.float32)
@@ -56,7 +71,7 @@ def unit_queries(queries: npt.ArrayLike, k: int, dim: int, name: str | None = No
         UserError: k < 1, another width, a zero or non-finite query.
     """
     if k < 1:
-        raise UserError(f"must be at least 1, not {k}", field="k")
+        raise UserError(f"must be at least 1, not {k}", field="-k", fix="ask for one or more")
     vectors = unit_vectors(queries, [f"query {number}" for number in range(len(np.asarray(queries)))])
     if vectors.shape[1] != dim:
         raise UserError(f"queries have width {vectors.shape[1]}, the index {dim}", file=name)

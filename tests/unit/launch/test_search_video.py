@@ -55,6 +55,21 @@ def test_a_copy_of_a_video_finds_it(
     assert capsys.readouterr().out.startswith("copy\n   1  1.0000  7  ")
 
 
+def test_columns_of_other_names_are_read(
+    source: Path, checkpoint: Path, small_data: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = new_videos(small_data, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "new.jsonl").read_text(encoding="utf-8").splitlines()]
+    renamed = [{"number": line["id"], "name": line.get("title", "w9")} for line in lines]
+    (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, renamed)), encoding="utf-8")
+    capsys.readouterr()
+    words = ["--checkpoint", str(checkpoint), "-k", "1", "--json", "--id", "number", "--title", "name"]
+    assert main([str(source), *new, *words]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["results"] == [
+        {"rank": 1, "id": "7", "score": pytest.approx(1, abs=1e-5)}
+    ]
+
+
 def test_what_does_not_fit_is_said_before_anything_is_read(source: Path, checkpoint: Path, tmp_path: Path) -> None:
     made = read_embeddings(source)
     run = ["not_there.jsonl", "--checkpoint", str(checkpoint)]

@@ -11,6 +11,7 @@ from vidsim.data.embeddings import read_embeddings, write_embeddings
 from vidsim.retrieval import search
 from vidsim.retrieval.build import main
 from vidsim.retrieval.index import VectorIndex
+from vidsim.retrieval.related import main as related
 
 NUM = 80
 
@@ -131,6 +132,10 @@ def test_vectors_whose_lengths_count_make_no_index(tmp_path: Path) -> None:
     write_embeddings(tmp_path / "emb", ["a", "b"], np.eye(2, dtype=np.float32), {"similarity": "dot"})
     with pytest.raises(UserError, match="lengths of its vectors mean something"):
         main([str(tmp_path / "emb"), "--out", str(tmp_path / "index")])
+    with pytest.raises(UserError, match="lengths of its vectors mean something"):
+        search.main([str(tmp_path / "emb"), "--query", "a"])
+    with pytest.raises(UserError, match="lengths of its vectors mean something"):
+        related([str(tmp_path / "emb"), "--out", str(tmp_path / "related.parquet")])
     with pytest.raises(UserError, match="--num_candidates: must be at least 1, not 0"):
         main([str(tmp_path / "emb"), "--out", str(tmp_path / "index"), "--num_candidates", "0"])
     assert not (tmp_path / "index").exists()

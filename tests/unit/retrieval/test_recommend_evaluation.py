@@ -8,7 +8,14 @@ import pytest
 
 from vidsim.common.errors import UserError
 from vidsim.data.cowatch_sessions import SessionColumns
-from vidsim.retrieval.recommend_evaluation import evaluate_lists, read_truth, report, user_metrics
+from vidsim.retrieval.recommend_evaluation import (
+    evaluate_lists,
+    num_unreachable,
+    read_truth,
+    report,
+    user_metrics,
+)
+from vidsim.retrieval.recommend_histories import Histories
 
 
 def test_by_hand() -> None:
@@ -28,6 +35,14 @@ def test_lists_of_other_users_do_not_matter_and_missing_ones_count_as_nothing() 
     assert found.recall == pytest.approx([0.5, 0])
     assert found.num_without == 1
     assert "nothing was recommended to 1 of them" in report(found, 2)
+
+
+def test_later_watches_that_no_list_can_hold() -> None:
+    """u watched a before, c is no candidate, d has no embedding; v is new."""
+    ids = ["a", "b", "c"]
+    histories = Histories.of(["u"], np.zeros(1, np.int64), np.array([0]))
+    truth = {"u": {"a", "b", "c", "d"}, "v": {"a"}}
+    assert num_unreachable(truth, histories, ids, pa.chunked_array([["a", "b"]])) == 3
 
 
 def test_truth_of_a_file(tmp_path: Path) -> None:

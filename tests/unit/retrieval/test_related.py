@@ -50,15 +50,18 @@ def test_all_videos_have_their_nearest(source: str, folder: Path, vectors: np.nd
     assert np.abs(scores - true_scores).max() < {"emb": 1e-6, "exact": 1e-6, "large": 0.03, "compact": 0.2}[source]
 
 
-def test_fewer_videos_than_asked_for(tmp_path: Path) -> None:
+def test_fewer_videos_than_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_embeddings(tmp_path / "emb.parquet", ["a", "b"], [[1.0, 0.0], [0.6, 0.8]])
     make_index([str(tmp_path / "emb.parquet"), "--out", str(tmp_path / "index")])
     for source in ("emb.parquet", "index"):
-        main([str(tmp_path / source), "--out", str(tmp_path / "related.parquet")])
+        main([str(tmp_path / source), "--out", str(tmp_path / "related.parquet"), "--overwrite"])
+        assert "each of 2 videos has 1 others, not 20" in capsys.readouterr().out
         assert pq.read_table(tmp_path / "related.parquet").to_pylist() == [
             {"id": "a", "rank": 1, "related": "b", "score": pytest.approx(0.6)},
             {"id": "b", "rank": 1, "related": "a", "score": pytest.approx(0.6)},
         ]
+    with pytest.raises(UserError, match=r"related\.parquet, --out: is there already"):
+        main([str(tmp_path / "index"), "--out", str(tmp_path / "related.parquet")])
 
 
 def test_faults_are_named_and_leave_nothing(folder: Path, tmp_path: Path) -> None:

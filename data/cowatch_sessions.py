@@ -111,7 +111,7 @@ def _require(wanted: Sequence[str], there: Sequence[str], path: Path) -> None:
             held = f"it holds {', '.join(there[:12])}" if there else "it has no columns"
             how = "is there several times" if name in there else "is not there"
             raise UserError(
-                f"the column {how}; {held}", file=path, field=name, fix="name the columns with --user, --video, --time"
+                f"the column {how}; {held}", file=path, field=name, fix="name the columns with --user, --video, --time (no times: --unordered)"
             )
 
 

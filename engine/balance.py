@@ -21,8 +21,8 @@ class BalanceConfig:
     """How the losses are weighted against each other."""
 
     mode: Literal["fixed", "gradient_norm"] = "fixed"
-    """`fixed`: the objectives' own weights. `gradient_norm`: these weights times a factor that makes the gradient
-    norms of all losses on the shared parameters equal; the factors have geometric mean 1."""
+    """`fixed`: the objectives' own weights. `gradient_norm`: these weights times factors that make the gradient norms
+    of all weighted losses on the shared parameters equal; the factors have geometric mean 1."""
     every_steps: int = 50
     """Steps between two measurements."""
     momentum: float = 0.9
@@ -89,7 +89,8 @@ class LossBalancer:
         if self.config.mode == "fixed" or len(self.norms) < len(self.weights):
             return dict(self.weights)
         names = list(self.weights)
-        logs = torch.tensor([self.norms[name] for name in names], dtype=torch.float64).log()
+        pulls = [self.weights[name] * self.norms[name] for name in names]
+        logs = torch.tensor(pulls, dtype=torch.float64).log()
         factors = (logs.mean() - logs).exp().tolist()
         return {name: self.weights[name] * factor for name, factor in zip(names, factors, strict=True)}
 

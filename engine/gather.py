@@ -21,7 +21,7 @@ def rank_rows(num_rows: int, rank: int, world_size: int) -> range:
 def map_rows(
     encode: Callable[[np.ndarray], Tensor], num_rows: int, width: int, *, batch_size: int, accelerator: Accelerator
 ) -> np.ndarray:
-    """Encode rows 0..num_rows, each once, under the run's precision. Collective: call on every rank.
+    """Encode rows 0..num_rows under the run's precision. Collective: call on every rank.
 
     Args:
         encode: From positions int64 [b] to vectors float [b, width] on the accelerator's device.
@@ -33,16 +33,17 @@ def map_rows(
     Returns:
         float32 [N, width], the same on every rank.
     """
+    if not num_rows:
+        return np.zeros((0, width), np.float32)
     world_size = accelerator.num_processes
-    mine = rank_rows(num_rows, accelerator.process_index, world_size)
-    vectors = []
-    for start in range(mine.start, mine.stop, batch_size):
-        with accelerator.autocast():
-            encoded = encode(np.arange(start, min(start + batch_size, mine.stop)))
-        vectors.append(encoded.float())
-    local = torch.cat(vectors) if vectors else torch.zeros(0, width, device=accelerator.device)
+    first = rank_rows(num_rows, accelerator.process_index, world_size).start
+    # Of a sharded module every call is collective: all ranks make as many, of as many rows, and surplus is cut below.
     longest = -(-num_rows // world_size)
-    padded = torch.nn.functional.pad(local, (0, 0, 0, longest - len(local)))  # gather wants equal counts
-    gathered = accelerator.gather(padded).reshape(world_size, longest, width).cpu().numpy()
+    vectors = []
+    for start in range(0, longest, batch_size):
+        rows = first + np.arange(start, min(start + batch_size, longest))
+        with accelerator.autocast():
+            vectors.append(encode(np.minimum(rows, num_rows - 1)).float())
+    gathered = accelerator.gather(torch.cat(vectors)).reshape(world_size, longest, width).cpu().numpy()
     counts = [len(rank_rows(num_rows, rank, world_size)) for rank in range(world_size)]
     return np.concatenate([part[:count] for part, count in zip(gathered, counts, strict=True)])

@@ -58,7 +58,8 @@ class Hooks:
     evaluate: Callable[[], dict[str, float]]
     """Metrics of the module as it is now. Collective."""
     export: Callable[[Path, dict[str, float]], None]
-    """Write the module for users, with its last metrics, into a folder; called on the first process only."""
+    """Write the module for users, with its metrics if it was just evaluated, into a folder; called on the first
+    process only."""
     select: str | None
     """Metric that chooses the best checkpoint; None: the last one is the best."""
     select_mode: Literal["max", "min"] = "max"
@@ -74,6 +75,7 @@ class Progress:
     sums: dict[str, float] | None = None
     num_summed: int = 0
     metrics: dict[str, float] | None = None
+    evaluated_step: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,17 +172,20 @@ class Trainer:
     def save(self, *, is_best: bool) -> None:
         """Write a checkpoint on the first process; the others wait. Collective."""
         is_main_process = self.accelerator.is_main_process
+        progress = self.progress
+        # Figures of other weights would say nothing of these.
+        metrics = progress.metrics if progress.evaluated_step == progress.step else None
         gathered = sharding.gathered(self.module, self.optimizer, is_main_process=is_main_process)
         with gathered if self.config.sharded else contextlib.nullcontext():
             if is_main_process:
                 checkpoint.save_checkpoint(
                     self.checkpoints,
-                    self.progress.step,
+                    progress.step,
                     module=self.module,
                     optimizer=self.optimizer,
                     ema=self.ema,
-                    state={"progress": vars(self.progress), "balance": self.balancer.state()},
-                    export=lambda folder: self.hooks.export(folder, self.progress.metrics or {}),
+                    state={"progress": vars(progress), "balance": self.balancer.state()},
+                    export=lambda folder: self.hooks.export(folder, metrics or {}),
                     is_best=is_best,
                     keep=self.config.keep_checkpoints,
                 )
@@ -196,7 +201,7 @@ class Trainer:
         for name, value in metrics.items():
             if not _is_finite(value):
                 raise UserError(f"step {progress.step}: {name} is {value:g}", fix="lower the learning rate")
-        progress.metrics = metrics
+        progress.metrics, progress.evaluated_step = metrics, progress.step
         self.reporter.log(progress.step, metrics)
         if self.hooks.select is None:
             progress.best_step = progress.step

@@ -29,7 +29,8 @@ CONFIG, ENVIRONMENT, METRICS, CHECKPOINTS, REPORT = (
     "report.html",
 )
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy", "safetensors", "vidsim")
-# What may change when a run is resumed: nothing of it changes a weight.
+# What may change when a run is resumed: nothing of it changes a weight. (With `eval_every_steps: null` another
+# `max_steps` moves the evaluation, and with it which checkpoint is called the best.)
 RESUMABLE_CHANGES = frozenset(
     {
         "resume",
@@ -92,13 +93,13 @@ class RunFolder:
             path: The folder.
             config_yaml: Resolved configuration, as YAML.
             resume: Whether going on is wanted; an empty folder is then simply started.
-            world_size: Number of processes, for the record.
+            world_size: Number of processes; steps are counted in their common batches.
             device: Device, for the record.
             is_main_process: False on the other ranks, which touch nothing.
 
         Raises:
             UserError: The folder holds a run and `resume` is False, or the configurations differ (names the
-                keys), or another run is writing there.
+                keys) or the numbers of processes do, or another run is writing there.
         """
         run = cls(Path(path), config_yaml)
         if not is_main_process:
@@ -151,6 +152,7 @@ class RunFolder:
                 )
             _check_same(config_file, self.config_yaml)
             previous = read_json(environment_file)
+            _check_world_size(environment_file, previous.get("world_size"), world_size)
             earlier = [*previous.pop("earlier_starts", []), previous]
             self.run_id = previous.pop("run_id", "")
         else:
@@ -234,6 +236,17 @@ def _check_same(config_file: Path, config_yaml: str) -> None:
             f"the run was started with another configuration; {'; '.join(changed[:8])}{more}",
             file=config_file,
             fix="resume with the old values, or start in another --output_dir",
+        )
+
+
+def _check_world_size(file: Path, before: object, now: int) -> None:
+    # Steps, rows and the learning rate would all be counted in batches of another size.
+    if before != now:
+        raise UserError(
+            f"the run was started with {before} processes, now there are {now}",
+            file=file,
+            field="world_size",
+            fix="start as many as before, or choose another --output_dir",
         )
 
 

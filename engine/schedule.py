@@ -31,6 +31,8 @@ class ScheduleConfig:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise UserError(f"{value} is not within 0 and 1", field=f"schedule.{name}")
+        if self.kind == "constant" and self.min_ratio > 0:
+            raise UserError("a constant rate never falls", field="schedule.min_ratio", fix="set 0, or another kind")
 
 
 def num_warmup_steps(config: ScheduleConfig, num_steps: int) -> int:
@@ -42,8 +44,8 @@ def multiplier(config: ScheduleConfig, step: int, num_steps: int) -> float:
     """Share of the peak learning rate that step `step` of a stage uses.
 
     Warm-up: (step + 1) / w, so that the first step does something and the w-th has the peak. Then, with
-    p = (step - w) / (num_steps - w): cosine (1 + cos πp) / 2, linear 1 - p, constant 1; scaled to end at
-    `min_ratio`.
+    p = (step - w) / (num_steps - w): cosine (1 + cos πp) / 2 or linear 1 - p, scaled to end at `min_ratio`, or
+    constant 1.
 
     Args:
         config: The curve.
@@ -51,7 +53,7 @@ def multiplier(config: ScheduleConfig, step: int, num_steps: int) -> float:
         num_steps: Length of the stage.
 
     Returns:
-        Within [0, 1]; `min_ratio` from `num_steps` on.
+        Within [0, 1]; from `num_steps` on `min_ratio`, or 1 (constant).
 
     Raises:
         ValueError: `step` is negative.

@@ -87,10 +87,13 @@ def spearman_resamples(
         seed: Of the draws.
 
     Returns:
-        float64 [R, M]; NaN where a resample leaves a side without two different values.
+        float64 [R, M]; NaN where a resample leaves a side without two different values, and everywhere if all
+        pairs are drawn together, which says nothing of the spread.
     """
     draw_of = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     num_draws = int(draw_of.max()) + 1
+    if num_draws < 2:
+        return np.full((num_resamples, len(predictions)), np.nan)
     ranked_labels = _Labels(labels)
     ranked = [_Prediction(values, draw_of, ranked_labels) for values in predictions]
     generator = np.random.default_rng(seed)
@@ -111,3 +114,13 @@ def percentile_interval(values: Float64, confidence: float = 0.95) -> tuple[floa
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(known, [tail, 1.0 - tail])
     return float(low), float(high)
+
+
+def brackets(interval: tuple[float, float] | None, sign: str = "") -> str:
+    """An interval for people, `[low, high]`; nothing where there is none.
+
+    Args:
+        interval: From `percentile_interval`.
+        sign: `+` to show the sign of positive numbers too.
+    """
+    return f"[{interval[0]:{sign}.4f}, {interval[1]:{sign}.4f}]" if interval else ""

@@ -15,7 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from vidsim.common.arguments import ArgumentParser
+from vidsim.common.checks import require_at_least
 from vidsim.common.errors import UserError
+from vidsim.common.files import require_new
 from vidsim.data.embeddings import Embeddings, read_embeddings, write_embeddings
 from vidsim.data.ids import read_ids
 from vidsim.data.pairs import read_pairs
@@ -52,7 +54,8 @@ def normalized_weights(weights: Sequence[float], num_members: int) -> list[float
         UserError: Not one for each member, a negative or non-finite one, or all zero.
     """
     if len(weights) != num_members:
-        raise UserError(f"{len(weights)} weights for {num_members} embeddings", field="--weights")
+        what = f"{len(weights)} weights for {num_members} embeddings"
+        raise UserError(what, field="--weights", fix="give one weight for each member")
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not sum(weights) > 0:
         raise UserError(f"must be 0 or more and not all 0, not {list(weights)}", field="--weights")
     return [weight / sum(weights) for weight in weights]
@@ -89,7 +92,8 @@ def _choose_weights(args: argparse.Namespace, fit_set: list[Embeddings]) -> list
     num_members = len(fit_set)
     if not args.search_weights:
         return normalized_weights(args.weights or [1.0] * num_members, num_members)
-    found = search_weights(fit_set, read_pairs(args.search_weights), seed=args.seed)
+    pairs = read_pairs(args.search_weights, score_range=None)  # only the order of the scores counts
+    found = search_weights(fit_set, pairs, seed=args.seed)
     print(found.report([Path(member.name).name for member in fit_set]))
     return normalized_weights(found.weights, num_members)
 
@@ -139,6 +143,7 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("embeddings", nargs="+", help="embeddings of the same videos, one for each model")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the fused embeddings go")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
     parser.add_argument("--dim", type=int, help=f"width of the fused embedding ({_DEFAULT_DIM})")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--weights", nargs="+", type=float, metavar="W", help="one for each; scaled to sum 1")
@@ -162,12 +167,14 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.dim is not None and args.dim < 1:
         raise UserError(f"must be at least 1, not {args.dim}", field="--dim")
-    inputs = [Path(path).resolve() for path in [*args.embeddings, *(args.fit_on or [])]]
-    if Path(args.out).resolve() in inputs:
+    require_at_least(vars(args), {"seed": 0}, "--")
+    inputs = [*args.embeddings, *(args.fit_on or []), *([args.apply] if args.apply else [])]
+    if Path(args.out).resolve() in [Path(path).resolve() for path in inputs]:
         raise UserError("is also an input", file=args.out, field="--out", fix="choose another folder")
     if args.apply and (args.weights or args.search_weights or args.dim):
         fix = "leave --weights, --search_weights and --dim out"
         raise UserError("has its own weights and width", file=args.apply, field="--apply", fix=fix)
+    require_new(args.out, overwrite=args.overwrite)
     members = [read_embeddings(path) for path in args.embeddings]
     if args.apply:
         projection = load_projection(args.apply)

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vidsim.common.arguments import ArgumentParser
+from vidsim.common.checks import require_at_least
 from vidsim.common.errors import UserError
 from vidsim.common.files import write_json
 from vidsim.data.embeddings import Embeddings, read_embeddings, shown
 from vidsim.data.pairs import Pairs, read_pairs, tie_ceiling
-from vidsim.ensemble.bootstrap import percentile_interval, spearman_resamples
+from vidsim.ensemble.bootstrap import brackets, percentile_interval, spearman_resamples
 from vidsim.modeling.metrics import mse, pearson, spearman
 
 Float64 = npt.NDArray[np.float64]
@@ -89,7 +90,8 @@ def cosines_of_pairs(embeddings: Embeddings, pairs: Pairs) -> Float64:
         suspects = np.unique([rows1[bad], rows2[bad]])
         zeros = [embeddings.ids[row] for row in suspects.tolist() if not embeddings.vectors[row].any()]
         message = f"{len(zeros):,} embeddings are zero vectors, which have no cosine: {shown(zeros)}"
-        raise UserError(message, file=embeddings.name)
+        fix = "embed these videos again, or leave their pairs out"
+        raise UserError(message, file=embeddings.name, fix=fix)
     return cosines
 
 
@@ -165,15 +167,6 @@ def score_cosines(
     ]
 
 
-def score_embeddings(
-    embeddings: Sequence[Embeddings], pairs: Pairs, *, num_resamples: int = 1000, seed: int = 0
-) -> list[Score]:
-    """Score one or more embeddings on all pairs; see `score_cosines`."""
-    cosines = [cosines_of_pairs(each, pairs) for each in embeddings]
-    names = [each.name for each in embeddings]
-    return score_cosines(cosines, names, pairs, num_resamples=num_resamples, seed=seed)
-
-
 def read_groups(path: str | Path) -> dict[str, str]:
     """Read lines `id<TAB>group`.
 
@@ -181,33 +174,45 @@ def read_groups(path: str | Path) -> dict[str, str]:
         UserError: No such file, another number of fields, an id that stands twice; names the line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read ({error})", file=path) from None
+    while lines and not lines[-1].strip():
+        lines.pop()
     groups: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         fields = line.split("\t")
         if len(fields) != 2 or not all(fields):
-            raise UserError("must be an id, a tab and a group", file=path, record=number)
+            fix = "write `id<TAB>group` on each line"
+            raise UserError("must be an id, a tab and a group", file=path, record=number, fix=fix)
         if fields[0] in groups:
-            raise UserError(f"the id {fields[0]} stands twice", file=path, record=number)
+            raise UserError(f"the id {fields[0]} stands twice", file=path, record=number, fix="keep one of the lines")
         groups[fields[0]] = fields[1]
     return groups
 
 
 def score_by_group(
-    cosines: Sequence[Float64], names: Sequence[str], pairs: Pairs, groups: dict[str, str], **options: Any
+    cosines: Sequence[Float64], names: Sequence[str], pairs: Pairs, path: str, **options: Any
 ) -> list[Score]:
     """Score within groups of pairs: pairs inside a group, and pairs across two of them (`a | b`).
 
     Groups of pairs without a correlation (too few, all labels or cosines the same) are printed and left out.
 
+    Args:
+        cosines: See `score_cosines`.
+        names: See there.
+        pairs: See there.
+        path: Lines `id<TAB>group`, see `read_groups`.
+        options: Of `score_cosines`.
+
     Raises:
-        UserError: Videos of the pairs without a group (how many, the first five ids).
+        UserError: A malformed file, videos of the pairs without a group (how many, the first five ids).
     """
+    groups = read_groups(path)
     without = [video for video in pairs.unique_ids() if video not in groups]
     if without:
-        raise UserError(f"{len(without):,} videos of the pairs have no group: {shown(without)}", file="--by")
+        what = f"{len(without):,} videos of the pairs have no group: {shown(without)}"
+        raise UserError(what, file=path, field="--by", fix="add a line `id<TAB>group` for each")
     labels = np.array(
         [
             " | ".join(sorted({groups[first], groups[second]}))
@@ -244,11 +249,11 @@ def table(scores: Sequence[Score]) -> str:
             score.group,
             f"{score.num_pairs:,}",
             f"{score.spearman:.4f}",
-            _brackets(score.interval),
+            brackets(score.interval),
             f"{score.pearson:.4f}",
             f"{score.mse:.4f}",
             "" if score.difference is None else f"{score.difference:+.4f}",
-            _brackets(score.difference_interval, "+"),
+            brackets(score.difference_interval, "+"),
         ]
         for score in scores
     ]
@@ -260,10 +265,6 @@ def table(scores: Sequence[Score]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
-
-
-def _brackets(interval: tuple[float, float] | None, sign: str = "") -> str:
-    return f"[{interval[0]:{sign}.4f}, {interval[1]:{sign}.4f}]" if interval else ""
 
 
 def _parser() -> ArgumentParser:
@@ -295,8 +296,7 @@ def _parser() -> ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Print the score table."""
     args = _parser().parse_args(argv)
-    if args.bootstrap < 0:
-        raise UserError(f"must be 0 or more, not {args.bootstrap}", field="--bootstrap")
+    require_at_least(vars(args), {"bootstrap": 0, "seed": 0}, "--")
     pairs = read_pairs(args.pairs, score_range=tuple(args.score_range))
     check_pairs(pairs, args.pairs)
     embeddings = [read_embeddings(path) for path in args.embeddings]
@@ -304,11 +304,13 @@ def main(argv: list[str] | None = None) -> int:
     options: dict[str, Any] = {"num_resamples": args.bootstrap, "seed": args.seed}
     scores = score_cosines(cosines, args.embeddings, pairs, **options)
     if args.by:
-        scores += score_by_group(cosines, args.embeddings, pairs, read_groups(args.by), **options)
+        scores += score_by_group(cosines, args.embeddings, pairs, args.by, **options)
     print(table(scores))
     ceiling = scores[0].tie_ceiling
     print(f"With the ties of these labels, predictions without ties reach at most {ceiling:.4f}.")
-    if args.bootstrap:
+    if args.bootstrap and scores[0].interval is None:
+        print("No interval: the pairs of one first video are drawn together, which leaves too few different draws.")
+    elif args.bootstrap:
         print(f"Intervals: {args.bootstrap:,} bootstrap draws; the pairs of one first video are drawn together.")
     if args.json:
         write_json(args.json, {"pairs": args.pairs, "seed": args.seed, "scores": [asdict(each) for each in scores]})

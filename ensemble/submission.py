@@ -38,6 +38,7 @@ _ROUNDING_BELOW = 1e-2
 # A float64 needs at most 24 characters; the rest is room for blanks, ids and a small file's overhead.
 _BYTES_PER_NUMBER = 64
 _SPARE_BYTES = 1 << 20
+_WRITE_IT = "write it with `vidsim submit`"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,16 +104,20 @@ def write_submission(path: str | Path, embeddings: Embeddings, ids: Sequence[str
                 numbers = template % tuple(embeddings.vectors[row].tolist())
                 file.write(f"{before}{json.dumps(video)}: {numbers}".encode())
             file.write(b"}\n")
-        return read_submission(temporary, ids, name=str(path))
+        fix = "raise --decimals, or embed these videos again"
+        return read_submission(temporary, ids, name=str(path), fix=fix)
 
 
-def read_submission(path: str | Path, ids: Sequence[str], *, name: str | None = None) -> Submission:
+def read_submission(
+    path: str | Path, ids: Sequence[str], *, name: str | None = None, fix: str = _WRITE_IT
+) -> Submission:
     """Read a submission and check all of it.
 
     Args:
         path: The zip file.
         ids: The asked ids.
         name: What to call the file in messages.
+        fix: What to do about ids or vectors that are wrong.
 
     Raises:
         UserError: Not a zip with `result.json` alone at its root, too large, not strict JSON; ids that are
@@ -141,7 +146,7 @@ def read_submission(path: str | Path, ids: Sequence[str], *, name: str | None = 
     faults["not asked for"] = [video for video in found if video not in asked]
     complaints = [f"{len(which):,} ids {fault}: {shown(which)}" for fault, which in faults.items() if which]
     if complaints or not found:
-        raise UserError("; ".join(complaints) or "holds no ids", file=name, fix="write it with `vidsim submit`")
+        raise UserError("; ".join(complaints) or "holds no ids", file=name, fix=fix)
     return Submission(name, list(found), np.stack(list(found.values())))
 
 
@@ -151,7 +156,7 @@ def score_submission(submission: Submission, pairs: Pairs) -> float:
     Raises:
         UserError: Videos of the pairs that are not in it, too few pairs, constant labels, constant cosines.
     """
-    check_pairs(pairs, "--pairs")
+    check_pairs(pairs, pairs.name)
     videos = pairs.unique_ids()
     missing = [videos[i] for i in np.flatnonzero(positions(videos, submission.ids) < 0).tolist()]
     if missing:

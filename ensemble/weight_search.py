@@ -18,7 +18,7 @@ import numpy.typing as npt
 from vidsim.common.errors import UserError
 from vidsim.data.embeddings import Embeddings
 from vidsim.data.pairs import Pairs
-from vidsim.ensemble.bootstrap import percentile_interval, spearman_resamples
+from vidsim.ensemble.bootstrap import brackets, percentile_interval, spearman_resamples
 from vidsim.ensemble.score import check_pairs, cosines_of_pairs
 from vidsim.modeling.metrics import spearman
 
@@ -67,8 +67,8 @@ class WeightSearch:
         ]
         lines.append(f"  found weights {self.spearman:.4f}, equal weights {self.equal:.4f}")
         over_best, over_equal = self.spearman - self.singles[best], self.spearman - self.equal
-        lines.append(f"  gain over {names[best]} {over_best:+.4f} {_brackets(self.interval_over_best)}")
-        lines.append(f"  gain over equal weights {over_equal:+.4f} {_brackets(self.interval_over_equal)}")
+        lines.append(f"  gain over {names[best]} {over_best:+.4f} {brackets(self.interval_over_best, '+')}")
+        lines.append(f"  gain over equal weights {over_equal:+.4f} {brackets(self.interval_over_equal, '+')}")
         if self.expected_gain is None:
             lines.append("  too few pairs to tell the gain to expect on others")
         else:
@@ -76,10 +76,6 @@ class WeightSearch:
             if self.expected_gain <= 0:
                 lines.append("  that is no gain: equal weights (without --search_weights) are the safer choice")
         return "\n".join(lines)
-
-
-def _brackets(interval: tuple[float, float] | None) -> str:
-    return f"[{interval[0]:+.4f}, {interval[1]:+.4f}]" if interval else ""
 
 
 class _Objective:
@@ -175,9 +171,10 @@ def search_weights(
     Raises:
         UserError: Fewer than six pairs, constant labels, videos without an embedding.
     """
-    check_pairs(pairs, "--search_weights")
+    check_pairs(pairs, pairs.name)
     if len(pairs) < 6:
-        raise UserError(f"{len(pairs)} pairs are too few to search weights on", file="--search_weights")
+        what = f"{len(pairs)} pairs are too few to search weights on"
+        raise UserError(what, file=pairs.name, fix="give 6 pairs or more")
     cosines = np.stack([cosines_of_pairs(member, pairs) for member in members])
     labels = pairs.score
     weights = best_weights(cosines, labels)

@@ -211,7 +211,7 @@ def judge(
     try:
         predictions = Predictions.judge(tags, scores, *data.annotation.pairs(videos))
     except ValueError as error:
-        raise UserError(f"the model cannot be judged: {error}", fix="lower the learning rate") from error
+        raise UserError(f"the model cannot be judged: {error}", fix="lower optimizer.learning_rate") from error
     return {f"{name}@{config.k}": value for name, value in annotation_metrics(predictions).items()}
 
 

@@ -10,6 +10,7 @@ from vidsim.engine.loop_config import LoopConfig
 from vidsim.engine.optimizer import OptimizerConfig
 from vidsim.engine.schedule import ScheduleConfig
 from vidsim.engine.session import SessionConfig
+from vidsim.finetune.checks import check_epochs, refuse_encoder_settings
 from vidsim.finetune.tasks.annotation import AnnotationTaskConfig
 
 
@@ -74,8 +75,8 @@ class AnnotationConfig(SessionConfig):
             raise UserError("no stream is given", field="features", fix="name at least one, as {visual: features.npy}")
         if not self.tag_columns or not self.tag_separator:
             raise UserError("must not be empty", field="tag_separator" if self.tag_columns else "tag_columns")
-        if not self.num_epochs > 0:
-            raise UserError(f"{self.num_epochs} is not above 0", field="num_epochs")
+        check_epochs(self.num_epochs)
+        refuse_encoder_settings(self.loop, self.optimizer, "a tagger")
         require_at_least(vars(self), {"k": 1, "min_count": 1, "max_tags": 1, "split_seed": 0})
         if self.split_seed >= 2**32:
             raise UserError(f"{self.split_seed} is not below 2^32", field="split_seed")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vidsim.common.arguments import ArgumentParser
+from vidsim.common.checks import require_at_least
 from vidsim.common.errors import UserError
 from vidsim.common.files import atomic_path, require_new
 from vidsim.common.progress import progress
@@ -89,9 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
     parser.add_argument("-k", "--k", type=int, default=20, help="tags a video (default %(default)s)")
     args = parser.parse_args(argv)
-    for name in ("k", "batch_size"):
-        if getattr(args, name) < 1:
-            raise UserError(f"{getattr(args, name)} is below 1", field=f"--{name}")
+    require_at_least(vars(args), {"k": 1, "batch_size": 1}, "--")
     require_new(args.out, overwrite=args.overwrite)
     tagger, vocabulary = load_tagger(args.model)
     wanted = {name: dim for name, (dim, _) in tagger.config.streams.items()}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from vidsim.common.checks import require_at_least
 from vidsim.common.errors import UserError
 from vidsim.engine.adversarial import FgmConfig
 from vidsim.engine.ema import EmaConfig
@@ -13,6 +14,7 @@ from vidsim.engine.loop_config import LoopConfig
 from vidsim.engine.optimizer import OptimizerConfig
 from vidsim.engine.schedule import ScheduleConfig
 from vidsim.engine.session import SessionConfig
+from vidsim.finetune.checks import check_epochs
 from vidsim.finetune.tasks.similarity import SimilarityConfig
 
 
@@ -47,14 +49,11 @@ class PairDataConfig:
 
     def validate(self) -> None:
         """Refuse folds and ranges that cannot be."""
-        if self.num_folds < 2:
-            raise UserError(f"{self.num_folds} is below 2", field="data.num_folds")
+        require_at_least(vars(self), {"num_folds": 2, "seed": 0}, "data.")
         if not 0 <= self.fold < self.num_folds:
             raise UserError(f"{self.fold} is not within 0 and {self.num_folds - 1}", field="data.fold")
         if len(self.score_range) != 2 or self.score_range[0] >= self.score_range[1]:
             raise UserError(f"{self.score_range} is not [lowest, highest]", field="data.score_range")
-        if self.seed < 0:
-            raise UserError(f"{self.seed} is below 0", field="data.seed")
         if not self.videos:
             raise UserError("no data set folder is given", field="data.videos")
         if self.split == "none" and self.validation is not None:
@@ -106,8 +105,7 @@ class FinetuneConfig(SessionConfig):
         self.validate_session()
         if self.loop.micro_batch_tokens is not None:
             raise UserError("pairs are counted by rows", field="loop.micro_batch_tokens", fix="set null")
-        if not self.num_epochs > 0:
-            raise UserError(f"{self.num_epochs} is not above 0", field="num_epochs")
+        check_epochs(self.num_epochs)
         for extra in (self.ema, self.fgm):
             if extra is not None:
                 extra.validate()
@@ -116,13 +114,25 @@ class FinetuneConfig(SessionConfig):
                 "data.tags and task.tag_weight go together", field="task.tag_weight", fix="set both or none"
             )
         if (self.task.distill_weight > 0) != (self.data.teacher is not None):
-            raise UserError("data.teacher and task.distill_weight go together", field="task.distill_weight")
-        low, high = self.data.score_range
-        if self.task.kl_weight > 0 and self.task.label == "raw" and (low < 0 or high > 1):
             raise UserError(
-                f"with raw labels from {low:g} to {high:g} there is no KL divergence: they are no probabilities",
-                field="task.kl_weight",
-                fix="set task.label to rank or quantile",
+                "data.teacher and task.distill_weight go together", field="task.distill_weight", fix="set both or none"
             )
+        if self.task.label == "raw":
+            self._check_raw_labels()
         if not Path(self.init_from).is_dir():
             raise UserError("no such folder", file=self.init_from, field="init_from", fix="pretrain first")
+
+    def _check_raw_labels(self) -> None:
+        """Refuse to compare or mix raw labels with what lies in another range."""
+        low, high = self.data.score_range
+        labels = f"raw labels from {low:g} to {high:g}"
+        outside = low < 0 or high > 1
+        fix = "set task.label to rank or quantile"
+        if self.task.kl_weight > 0 and outside:
+            what = f"with {labels} there is no KL divergence: they are no probabilities"
+            raise UserError(what, field="task.kl_weight", fix=fix)
+        if self.task.distill_weight > 0 and outside:
+            what = f"{labels} cannot be mixed with a teacher's cosines from 0 to 1"
+            raise UserError(what, field="task.distill_weight", fix=fix)
+        if self.task.loss == "mse" and (low < -1 or high > 1):
+            raise UserError(f"a cosine never reaches {labels}", field="task.loss", fix=f"{fix}, or take another loss")

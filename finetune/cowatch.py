@@ -159,7 +159,8 @@ def finetune(
         try:
             found = evaluate_related(vectors, queries, config.k)
         except UserError as error:
-            raise UserError(f"step {trainer.progress.step}: the model cannot be scored: {error}") from error
+            what = f"step {trainer.progress.step}: the model cannot be scored: {error}"
+            raise UserError(what, fix="lower optimizer.learning_rate") from error
         return {f"validation/{name}": value for name, value in found.items()}
 
     total = num_steps(config, data, accelerator.num_processes)

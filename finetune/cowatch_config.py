@@ -12,6 +12,7 @@ from vidsim.engine.loop_config import LoopConfig
 from vidsim.engine.optimizer import OptimizerConfig
 from vidsim.engine.schedule import ScheduleConfig
 from vidsim.engine.session import SessionConfig
+from vidsim.finetune.checks import check_epochs, refuse_encoder_settings, refuse_unread
 from vidsim.finetune.tasks.cowatch import CowatchTaskConfig
 
 
@@ -28,7 +29,7 @@ class CowatchConfig(SessionConfig):
     init_from: str | None = None
     """Checkpoint folder, or a run folder whose best checkpoint is taken; with `videos`."""
     projection: Literal["keep", "principal"] = "keep"
-    """How the encoder's projection starts, as in `vidsim finetune`."""
+    """How the encoder's projection starts, as in `vidsim finetune`; with `videos`."""
     ids: str | None = None
     """Ids of the rows of .npy arrays, one on each line; null: row numbers."""
     output_dir: str = "runs/finetune/cowatch"
@@ -66,10 +67,21 @@ class CowatchConfig(SessionConfig):
             raise UserError(what, field="features", fix="name streams, as {visual: features.npy}, or else data sets")
         if bool(self.videos) != (self.init_from is not None):
             raise UserError("videos and init_from go together", field="init_from", fix="set both or none")
-        if not self.num_epochs > 0:
-            raise UserError(f"{self.num_epochs} is not above 0", field="num_epochs")
+        self._refuse_unread()
+        check_epochs(self.num_epochs)
         require_at_least(vars(self), {"k": 1, "max_queries": 1})
         if self.ema is not None:
             self.ema.validate()
         if self.loop.micro_batch_tokens is not None:
             raise UserError("triplets have no tokens", field="loop.micro_batch_tokens", fix="set loop.micro_batch_size")
+
+    def _refuse_unread(self) -> None:
+        """Refuse what towers read and the encoder does not, or the other way round."""
+        defaults = CowatchConfig(graph=self.graph)
+        if self.videos:
+            refuse_unread(self, defaults, ("ids",), "data sets")
+            names = ("fusion", "hidden", "embedding_dim", "dropout")
+            refuse_unread(self.task, defaults.task, names, "the encoder", "task.")
+        else:
+            refuse_unread(self, defaults, ("projection",), "towers")
+            refuse_encoder_settings(self.loop, self.optimizer, "towers")

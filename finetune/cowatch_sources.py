@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from vidsim.data.arrow import Videos, concat_videos, open_videos
+from vidsim.data.arrow import open_all
 from vidsim.data.collators import Batch, encode_rows, to_device
 from vidsim.data.cowatch_graph import Integers
 from vidsim.data.feature_streams import FeatureStreams, open_features
@@ -19,16 +19,15 @@ from vidsim.engine.gather import map_rows
 from vidsim.engine.optimizer import parameter_groups
 from vidsim.engine.source import checkpoint_of
 from vidsim.finetune.cowatch_config import CowatchConfig
-from vidsim.finetune.projection import principal_projection
+from vidsim.finetune.projection import POWERS, pooled_states, start_projection
 from vidsim.finetune.tasks.cowatch import CowatchModule, Network, embed
 from vidsim.modeling.build import check_streams_match, load_encoder, save_encoder
 from vidsim.modeling.encoder import VideoTextEncoder
 from vidsim.modeling.model_card import write_model_card
-from vidsim.modeling.parameters import HEADS, layer_numbers
+from vidsim.modeling.parameters import head_test, layer_numbers
 from vidsim.modeling.towers import FusionTowers, TowersConfig
 
 Vectors = npt.NDArray[np.float32]
-_MAX_PRINCIPAL_VIDEOS = 4_000
 
 
 class Source(Protocol):
@@ -122,8 +121,7 @@ class EncoderSource:
     def __init__(self, config: CowatchConfig) -> None:
         """Open the data sets and check that they hold what the checkpoint reads."""
         self.config = config
-        opened = [open_videos(folder) for folder in config.videos]
-        self.videos: Videos = concat_videos(opened) if len(opened) > 1 else opened[0]
+        self.videos = open_all(config.videos)
         self.ids: list[str] = self.videos.ids().to_pylist()
         self.checkpoint = checkpoint_of(Path(str(config.init_from)))
         encoder, self.processor = load_encoder(self.checkpoint)
@@ -141,14 +139,12 @@ class EncoderSource:
         """The encoder of the checkpoint, its projection started as the settings say."""
         encoder, _ = load_encoder(self.checkpoint)
         loop = self.config.loop
-        if self.config.projection == "principal":
-            encoder.to(accelerator.device).eval()
-            chosen = training[:_MAX_PRINCIPAL_VIDEOS]
-            principal_projection(
-                encoder.embedding_head.projection,
-                lambda places: self._pooled(encoder, chosen[places], accelerator),
-                len(chosen),
-                power=0.0,
+        if self.config.projection in POWERS:
+            start_projection(
+                encoder,
+                self.collate,
+                training,
+                power=POWERS[self.config.projection],
                 batch_size=loop.eval_batch_size,
                 accelerator=accelerator,
             )
@@ -158,15 +154,13 @@ class EncoderSource:
     def groups(self, module: CowatchModule) -> list[dict[str, Any]]:
         """Backbone and heads, as for pairs."""
         layers, num_layers = layer_numbers(module, module.encoder)  # type: ignore[arg-type]
-        heads = tuple(self.config.optimizer.head_parameters or HEADS)
-        return parameter_groups(
-            module, self.config.optimizer, lambda name: name.startswith(heads), layers.get, num_layers
-        )
+        is_head = head_test(module, self.config.optimizer.head_parameters)
+        return parameter_groups(module, self.config.optimizer, is_head, layers.get, num_layers)
 
     def save(self, network: VideoTextEncoder, folder: Path, metrics: dict[str, float]) -> None:
         """A self-contained Hugging Face checkpoint."""
         save_encoder(network, self.processor, folder)
-        write_model_card(folder, metrics, base_model=None, data=", ".join(self.config.videos))
+        write_model_card(folder, metrics, Path(self.config.output_dir).name, self.config.videos)
 
     def load(self, folder: Path) -> VideoTextEncoder:
         """The encoder as saved."""
@@ -176,7 +170,7 @@ class EncoderSource:
         """Pooled hidden states of the checkpoint, seen from the mean of the training videos."""
         encoder = self.load(self.checkpoint).to(accelerator.device).eval()
         pooled = map_rows(
-            lambda videos: self._pooled(encoder, videos, accelerator),
+            lambda videos: pooled_states(encoder, self.collate(videos), accelerator),
             len(self.ids),
             encoder.config.hidden_size,
             batch_size=self.config.loop.eval_batch_size,
@@ -184,11 +178,6 @@ class EncoderSource:
         )
         pooled -= pooled[training].mean(axis=0)
         return pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
-
-    def _pooled(self, encoder: VideoTextEncoder, videos: Integers, accelerator: Accelerator) -> Tensor:
-        batch = to_device(self.collate(videos), accelerator.device)
-        pooled: Tensor = encoder(**encoder.inputs_of(batch)).pooled
-        return pooled
 
 
 def embed_all(network: Network, source: Source, batch_size: int, accelerator: Accelerator) -> Vectors:

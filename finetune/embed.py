@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import Sampler
@@ -31,7 +32,7 @@ from vidsim.common.errors import UserError
 from vidsim.common.files import sha256_file
 from vidsim.common.progress import progress
 from vidsim.data import schema
-from vidsim.data.arrow import Videos, concat_videos, open_videos
+from vidsim.data.arrow import Videos, open_all
 from vidsim.data.collators import Batch, Processor, VideoRows, encode_rows, to_device
 from vidsim.data.embeddings import EmbeddingWriter
 from vidsim.data.ids import read_ids
@@ -52,8 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `vidsim embed`."""
     options = _parser().parse_args(argv)
     checkpoint = checkpoint_of(Path(options.checkpoint))
-    opened = [open_videos(folder) for folder in options.data]
-    videos = concat_videos(opened) if len(opened) > 1 else opened[0]
+    videos = open_all(options.data)
     ids = read_ids(options.ids) if options.ids else None
     rows = np.arange(len(videos)) if ids is None else videos.rows_of(ids, asked_by=options.ids)
     weights = checkpoint / "model.safetensors"
@@ -289,31 +289,64 @@ def embed(
     done = broadcast_object_list([writer.num_done if writer else 0])[0]
     if done and writer:
         print(f"{out}: {done:,} of {len(rows):,} are there already", file=sys.stderr)
-    sampler = SortedWindows(
+    sampler = own_windows(videos, rows, processor, accelerator, batch_size=batch_size, window=window, start=done)
+    loader = step_batches(VideoRows(videos), sampler, EmbedCollator(processor), num_workers=num_workers)
+    batches = progress(loader, total=len(sampler), desc="embed", unit="batches", enabled=writer is not None)
+    computed = (batch_vectors(encoder, batch, precision, vector) for batch in batches)
+    with writer or contextlib.nullcontext():
+        for positions, vectors in window_vectors(sampler, computed, dim, accelerator):
+            if writer:
+                writer.write(_ids(videos, rows[positions]), vectors)
+    return writer.num_done if writer else None
+
+
+def own_windows(
+    videos: Videos,
+    rows: npt.NDArray[np.int64],
+    processor: VideoTextProcessor,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    window: int,
+    start: int,
+) -> SortedWindows:
+    """The batches of this process; see `SortedWindows`."""
+    return SortedWindows(
         rows,
         estimated_lengths(videos, processor),
         batch_size=batch_size,
         window=window,
-        start=done,
+        start=start,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    loader = step_batches(VideoRows(videos), sampler, EmbedCollator(processor), num_workers=num_workers)
-    batches = progress(loader, total=len(sampler), desc="embed", unit="batches", enabled=writer is not None)
-    with writer or contextlib.nullcontext():
-        for start in sampler.starts:
-            order = sampler.order(start)
-            block = torch.zeros(len(order), dim, device=accelerator.device)
-            for part in sampler.own_parts(start):
-                block[part] = batch_vectors(encoder, next(batches), precision, vector)
-            # Each row was computed by one rank and is zero on the others.
-            block = accelerator.reduce(block, "sum")
-            if writer:
-                restored = np.empty(block.shape, np.float32)
-                restored[order - start] = block.cpu().numpy()
-                writer.write(_ids(videos, rows[start : start + len(order)]), restored)
-        next(batches, None)  # ends the progress bar and the loader's threads
-    return writer.num_done if writer else None
+
+
+def window_vectors(
+    sampler: SortedWindows, computed: Iterator[torch.Tensor], dim: int, accelerator: Accelerator
+) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+    """Bring the vectors of all ranks together, window by window. Collective.
+
+    Args:
+        sampler: Of this rank's batches.
+        computed: Vectors float32 [b, D] of each of these batches.
+        dim: Width D.
+        accelerator: Of the run.
+
+    Yields:
+        Which of the sampler's rows, and their vectors float32 [at most window, D] in the order of the input.
+    """
+    for start in sampler.starts:
+        order = sampler.order(start)
+        block = torch.zeros(len(order), dim, device=accelerator.device)
+        for part in sampler.own_parts(start):
+            block[part] = next(computed)
+        # Each row was computed by one rank and is zero on the others.
+        block = accelerator.reduce(block, "sum")
+        restored = np.empty(block.shape, np.float32)
+        restored[order - start] = block.cpu().numpy()
+        yield slice(start, start + len(order)), restored
+    next(computed, None)  # ends the progress bar and the loader's threads
 
 
 def _ids(videos: Videos, rows: npt.NDArray[np.int64]) -> list[str]:

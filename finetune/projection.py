@@ -10,13 +10,63 @@ were only pretrained by MLM hold most of their length in a few directions; `powe
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from vidsim.data.collators import Batch, to_device
 from vidsim.engine.gather import map_rows
+from vidsim.modeling.encoder import VideoTextEncoder, VidsimOutput
+
+MAX_VIDEOS: Final = 4_000
+"""Enough to find the directions."""
+POWERS: Final = {"principal": 0.0, "whitened": 0.5}
+"""Of `principal_projection`, by the name of the setting."""
+
+
+def pooled_states(encoder: VideoTextEncoder, batch: Batch, accelerator: Accelerator) -> Tensor:
+    """Pooled hidden states of a batch, float [b, H], on the accelerator's device."""
+    output: VidsimOutput = encoder(**encoder.inputs_of(to_device(batch, accelerator.device)))
+    return output.pooled
+
+
+def start_projection(
+    encoder: VideoTextEncoder,
+    collate: Callable[[np.ndarray], Batch],
+    videos: np.ndarray,
+    *,
+    power: float,
+    batch_size: int,
+    accelerator: Accelerator,
+) -> float:
+    """Start an encoder's projection from its own pooled states of some videos, and no others. Collective.
+
+    Args:
+        encoder: Is moved to the accelerator's device, and is in training mode afterwards.
+        collate: From some of the videos to a batch.
+        videos: int64 [n]; at most the first `MAX_VIDEOS` are looked at.
+        power: See `principal_projection`.
+        batch_size: Videos a call.
+        accelerator: Of the run.
+
+    Returns:
+        Share of the variance that the directions keep, 0 to 1.
+    """
+    chosen = videos[:MAX_VIDEOS]
+    encoder.to(accelerator.device).eval()
+    share = principal_projection(
+        encoder.embedding_head.projection,
+        lambda positions: pooled_states(encoder, collate(chosen[positions]), accelerator),
+        len(chosen),
+        power=power,
+        batch_size=batch_size,
+        accelerator=accelerator,
+    )
+    encoder.train()
+    return share
 
 
 def principal_projection(

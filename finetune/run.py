@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
-from torch import Tensor
 
 from vidsim.common.entry import run_entry
 from vidsim.common.errors import UserError
-from vidsim.data.arrow import Videos, concat_videos, open_videos
+from vidsim.data.arrow import Videos, open_all
 from vidsim.data.collators import encode_rows, to_device
-from vidsim.data.embeddings import read_embeddings
+from vidsim.data.embeddings import read_embeddings, shown
 from vidsim.data.pairs import Pairs, read_pairs
 from vidsim.data.splits import describe, split_pairs
 from vidsim.data.tags import TagVocabulary
@@ -36,15 +35,14 @@ from vidsim.engine.settings import parse_settings
 from vidsim.engine.source import checkpoint_of
 from vidsim.finetune.batches import epoch_steps, task_stage
 from vidsim.finetune.config import FinetuneConfig
-from vidsim.finetune.projection import principal_projection
+from vidsim.finetune.projection import POWERS, start_projection
 from vidsim.finetune.tasks.similarity import PairCollator, PairRows, SimilarityModule, evaluate_pairs, pair_labels
 from vidsim.modeling.build import check_streams_match, load_encoder, save_encoder
+from vidsim.modeling.encoder import VideoTextEncoder
 from vidsim.modeling.model_card import write_model_card
-from vidsim.modeling.parameters import HEADS, layer_numbers
+from vidsim.modeling.parameters import head_test, layer_numbers
 from vidsim.modeling.processor import VideoTextProcessor
 
-_MAX_PRINCIPAL_VIDEOS = 4_000
-_POWERS = {"principal": 0.0, "whitened": 0.5}  # of `principal_projection`
 EXAMPLES = (
     "vidsim finetune --config launch/recipes/finetune/similarity.yaml --init_from runs/pretrain/base",
     "vidsim finetune --init_from runs/a --data.videos '[data/mine]' --data.pairs pairs.tsv --output_dir runs/b",
@@ -94,8 +92,7 @@ def main(argv: list[str] | None = None) -> int:
 def open_pairs(config: FinetuneConfig) -> PairData:
     """Read pairs, split them, transform labels; every id is looked up before any device is touched."""
     options = config.data
-    opened = [open_videos(folder) for folder in options.videos]
-    videos = concat_videos(opened) if len(opened) > 1 else opened[0]
+    videos = open_all(options.videos)
     score_range = (options.score_range[0], options.score_range[1])
     pairs = read_pairs(options.pairs, score_range=score_range)
     lines = []
@@ -120,12 +117,9 @@ def open_pairs(config: FinetuneConfig) -> PairData:
             "all validation scores are equal: no ranking to agree with",
             file=options.validation or options.pairs,
             field="score",
+            fix="give validation pairs of different scores, or another fold",
         )
-    teacher = None
-    if options.teacher is not None:
-        embeddings = read_embeddings(options.teacher)
-        left, right = (embeddings.vectors[embeddings.rows_of(ids)] for ids in (train_pairs.id1, train_pairs.id2))
-        teacher = (left * right).sum(1) / (np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1))
+    teacher = teacher_cosines(options.teacher, train_pairs) if options.teacher is not None else None
     try:
         train_labels, validation_labels = pair_labels(config.task, train_pairs, validation, teacher)
     except ValueError as error:
@@ -139,6 +133,24 @@ def open_pairs(config: FinetuneConfig) -> PairData:
         tags=TagVocabulary.from_file(options.tags) if options.tags else None,
         lines=lines,
     )
+
+
+def teacher_cosines(path: str, pairs: Pairs) -> np.ndarray:
+    """Cosines of the pairs by a teacher's embeddings, float32 [N].
+
+    Raises:
+        UserError: Videos without an embedding, or with a zero vector (how many, the first five ids).
+    """
+    embeddings = read_embeddings(path)
+    rows = embeddings.rows_of([*pairs.id1, *pairs.id2])
+    lengths = np.linalg.norm(embeddings.vectors[rows], axis=1)
+    zeros = [embeddings.ids[row] for row in np.unique(rows[lengths == 0]).tolist()]
+    if zeros:
+        what = f"{len(zeros):,} videos have zero vectors: {shown(zeros)}"
+        raise UserError(what, file=path, field="data.teacher", fix="embed them again")
+    left, right = embeddings.vectors[rows].reshape(2, len(pairs), -1)
+    cosines: np.ndarray = (left * right).sum(1) / lengths.reshape(2, -1).prod(0)
+    return cosines
 
 
 def num_steps(config: FinetuneConfig, data: PairData, world_size: int) -> int:
@@ -157,13 +169,12 @@ def finetune(
     module = SimilarityModule(encoder, config.task, num_tags=data.tags.size if data.tags else 0, seed=config.seed).to(
         accelerator.device
     )
-    if config.projection in _POWERS:
-        share = start_projection(module, data, processor, config, accelerator)
-        reporter.note([f"projection: {config.projection}, {share:.2%} of the pooled states' variance kept"])
+    if config.projection in POWERS:
+        reporter.note([start_from_training_videos(encoder, data, processor, config, accelerator)])
     encoder.prepare_training(gradient_checkpointing=config.loop.gradient_checkpointing, compile=config.loop.compile)
     layers, num_layers = layer_numbers(module, encoder)
-    heads = tuple(config.optimizer.head_parameters or HEADS)
-    groups = parameter_groups(module, config.optimizer, lambda name: name.startswith(heads), layers.get, num_layers)
+    is_head = head_test(module, config.optimizer.head_parameters)
+    groups = parameter_groups(module, config.optimizer, is_head, layers.get, num_layers)
     reporter.note([*banner_lines(accelerator), *describe_groups(groups), f"initial weights: {source}", *data.lines])
 
     def evaluate() -> dict[str, float]:
@@ -178,7 +189,8 @@ def finetune(
                 accelerator=accelerator,
             )
         except ValueError as error:
-            raise UserError(f"step {trainer.progress.step}: the model cannot be scored: {error}") from error
+            what = f"step {trainer.progress.step}: the model cannot be scored: {error}"
+            raise UserError(what, fix="lower optimizer.learning_rate") from error
 
     total = num_steps(config, data, accelerator.num_processes)
     rows = PairRows(data.videos, data.train, data.train_labels)
@@ -205,31 +217,23 @@ def finetune(
     return run_training(trainer, [stage], to_device, resume=config.resume)
 
 
-def start_projection(
-    module: SimilarityModule,
+def start_from_training_videos(
+    encoder: VideoTextEncoder,
     data: PairData,
     processor: VideoTextProcessor,
     config: FinetuneConfig,
     accelerator: Accelerator,
-) -> float:
-    """Start the projection from the videos of the training pairs, and no others. Collective."""
-    rows = data.videos.rows_of(data.train.unique_ids()[:_MAX_PRINCIPAL_VIDEOS])
-    module.eval()
-
-    def pool(positions: np.ndarray) -> Tensor:
-        batch = encode_rows([data.videos[int(row)] for row in rows[positions]], processor)
-        return module.encode(to_device(batch, accelerator.device)).pooled
-
-    share = principal_projection(
-        module.encoder.embedding_head.projection,
-        pool,
-        len(rows),
-        power=_POWERS[config.projection],
+) -> str:
+    """Start the projection from the videos of the training pairs, and no others; a line about it. Collective."""
+    share = start_projection(
+        encoder,
+        lambda rows: encode_rows(data.videos.read(rows.tolist()), processor),
+        data.videos.rows_of(data.train.unique_ids()),
+        power=POWERS[config.projection],
         batch_size=config.loop.eval_batch_size,
         accelerator=accelerator,
     )
-    module.train()
-    return share
+    return f"projection: {config.projection}, {share:.2%} of the pooled states' variance kept"
 
 
 def export(
@@ -241,7 +245,7 @@ def export(
 ) -> None:
     """Write the encoder as a self-contained Hugging Face checkpoint."""
     save_encoder(module.encoder, processor, folder)
-    write_model_card(folder, metrics, base_model=None, data=", ".join(config.data.videos))
+    write_model_card(folder, metrics, Path(config.output_dir).name, config.data.videos)
 
 
 if __name__ == "__main__":

@@ -39,9 +39,12 @@ def open_streams(sources: Mapping[str, str], ids: str | None, wanted: Mapping[st
     """
     if sources.keys() != wanted.keys():
         what = f"the model reads {', '.join(sorted(wanted))}, given are {', '.join(sorted(sources)) or 'none'}"
-        raise UserError(what, field="--features")
+        fix = "give --features " + " ".join(f"{name}=PATH" for name in wanted)
+        raise UserError(what, field="--features", fix=fix)
     features = open_features(sources, ids)
     for name, dim in features.dims.items():
         if dim != wanted[name]:
-            raise UserError(f"has width {dim}, the model was trained on {wanted[name]}", file=sources[name], field=name)
+            what = f"has width {dim}, the model was trained on {wanted[name]}"
+            fix = "give features of the same extractor as in training"
+            raise UserError(what, file=sources[name], field=name, fix=fix)
     return features

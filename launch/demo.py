@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vidsim.common.arguments import ArgumentParser
+from vidsim.common.checks import require_at_least
 from vidsim.common.entry import run_entry
 from vidsim.common.errors import UserError
 from vidsim.common.files import atomic_path, read_json
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         help="trainings at a time (default here: %(default)s)",
     )
     jobs = parser.parse_args(argv).jobs
+    require_at_least({"jobs": jobs}, {"jobs": 1}, prefix="--")
     start = time.monotonic()
     say(start, f"convert the bundled sample to {DATA}")
     prepare_sample(DATA)
@@ -74,7 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     say(start, f"vidsim submit --check {zip_path} --ids {ids}")
     submission.main(["--check", str(zip_path), "--ids", ids, "--pairs", str(DATA / "pairs_test.tsv")])
     print_table(table)
-    print(f"\nsubmission: {zip_path.resolve()}\n{time.monotonic() - start:.0f} s in all")
+    print("\nreports: runs/demo/finetune/*/*/report.html, runs/demo/pretrain/*/*/report.html")
+    print(f"submission: {zip_path.resolve()}\n{time.monotonic() - start:.0f} s in all")
     return 0
 
 
@@ -142,7 +145,7 @@ def fuse_and_score(condition: str, start: float) -> list[dict[str, Any]]:
     fused = embeddings(condition, "ensemble")
     say(start, f"vidsim ensemble {' '.join(singles)} --out {fused}")
     search = ["--search_weights", str(DATA / "pairs_validation.tsv"), "--fit_ids", str(DATA / "train_ids.txt")]
-    fuse.main([*singles, "--out", fused, "--dim", "128", *search])
+    fuse.main([*singles, "--out", fused, "--dim", "128", *search, "--overwrite"])
     scores = f"runs/demo/scores_{condition}.json"
     score.main([*singles, fused, str(DATA / "pairs_test.tsv"), "--json", scores])
     rows: list[dict[str, Any]] = read_json(scores)["scores"]

@@ -1,14 +1,13 @@
 """Targets for labelled pairs: raw, rank- or quantile-normalised, or softened by a model's own answer.
 
-A transform is fitted on the training labels and applied to any others; it is a few numbers, so that a run can
-store it as JSON and a resumed run uses the same one. Labels and targets are float64 [N].
+A transform is fitted on the training labels and applied to any others. Labels and targets are float64 [N].
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -52,25 +51,6 @@ class LabelTransform:
         from_above = -np.interp(-values, -knots[::-1], -targets[::-1])
         middle = 0.5 * (from_below + from_above)
         return np.where(values <= knots[0], 0.0, np.where(values >= knots[-1], 1.0, middle))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"kind": self.kind, "knots": list(self.knots), "targets": list(self.targets)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LabelTransform:
-        """The transform that `to_dict` described.
-
-        Raises:
-            ValueError: A key is missing or unknown, or the kind is unknown.
-        """
-        if set(values) != {"kind", "knots", "targets"} or values["kind"] not in get_args(LabelKind):
-            raise ValueError(f"not a label transform: {dict(values)!r}; need kind, knots and targets")
-        return cls(
-            kind=cast(LabelKind, values["kind"]),
-            knots=tuple(float(knot) for knot in values["knots"]),
-            targets=tuple(float(target) for target in values["targets"]),
-        )
 
 
 def fit_label_transform(kind: LabelKind, labels: ArrayLike) -> LabelTransform:

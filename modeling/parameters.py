@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from torch import nn
+
+from vidsim.common.errors import UserError
 
 from .encoder import VideoTextEncoder
 
@@ -10,6 +14,30 @@ HEADS = ("objectives.", "tags.", "encoder.embedding_head.", "encoder.attention_p
 """Prefixes of the parameters, in the modules that are trained, which learn at the heads' rate; the streams learn at the
 backbone's, as published. The published code counts only the tag head, the projection and the attention pooling as
 heads; its presets say so themselves."""
+
+
+def head_test(module: nn.Module, prefixes: Sequence[str] | None) -> Callable[[str], bool]:
+    """Whether a parameter, by its name, is a head's.
+
+    Args:
+        module: What is trained.
+        prefixes: Beginnings of names; None: `HEADS`.
+
+    Raises:
+        UserError: No parameter begins so.
+    """
+    if prefixes is None:
+        return lambda name: name.startswith(HEADS)
+    given, names = tuple(prefixes), [name for name, _ in module.named_parameters()]
+    for prefix in given:
+        if not any(name.startswith(prefix) for name in names):
+            known = sorted({".".join(name.split(".")[:2]) + "." for name in names})
+            raise UserError(
+                f"no parameter begins with {prefix!r}",
+                field="optimizer.head_parameters",
+                fix=f"name beginnings such as {', '.join(known[:8])}",
+            )
+    return lambda name: name.startswith(given)
 
 
 def layer_numbers(module: nn.Module, encoder: VideoTextEncoder) -> tuple[dict[str, int], int]:
@@ -23,7 +51,7 @@ def layer_numbers(module: nn.Module, encoder: VideoTextEncoder) -> tuple[dict[st
         Parameter name in `module` -> 0 for word, position and type embeddings, 1 … L for the layers; parameters outside
         (streams, heads, a final norm) are not in it. And L.
     """
-    layers = next(part for part in encoder.text.modules() if isinstance(part, nn.ModuleList) and len(part))
+    layers = encoder.layers()
     number = {id(parameter): index + 1 for index, layer in enumerate(layers) for parameter in layer.parameters()}
     for name, parameter in encoder.text.named_parameters():
         if "embeddings" in name.split("."):

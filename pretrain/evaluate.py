@@ -27,7 +27,8 @@ def held_out_losses(
     """Mean of each objective's loss over rows that are not trained on. Collective.
 
     A chunk of rows is one window, split over the ranks: the frames that an MFM prediction is compared with are those of
-    the chunk, and the figures do not depend on the number of processes.
+    the chunk, and the figures do not depend on the number of processes (except VTM's: its partners are drawn within a
+    rank's part).
 
     Args:
         module: In eval mode.

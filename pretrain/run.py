@@ -35,13 +35,14 @@ from vidsim.engine.run_folder import RunFolder
 from vidsim.engine.seeding import seed_everything
 from vidsim.engine.session import run_session, run_training
 from vidsim.engine.settings import parse_settings
-from vidsim.modeling.build import build_encoder, build_processor, check_streams_match, save_encoder
+from vidsim.modeling.build import build_encoder, build_processor, save_encoder
+from vidsim.modeling.config import FRAMES
 from vidsim.modeling.initialization import LoadReport, load_mlm_head
 from vidsim.modeling.model_card import write_model_card
 from vidsim.modeling.objectives.mlm import MlmObjective
-from vidsim.modeling.parameters import HEADS, layer_numbers
+from vidsim.modeling.parameters import head_test, layer_numbers
 from vidsim.modeling.processor import VideoTextProcessor
-from vidsim.pretrain.config import PretrainConfig
+from vidsim.pretrain.config import PretrainConfig, ProbeConfig
 from vidsim.pretrain.evaluate import held_out_losses, probe_spearman
 from vidsim.pretrain.module import PretrainModule
 
@@ -69,7 +70,15 @@ def main(argv: list[str] | None = None) -> int:
     config.validate()
     prepare_sample(config)
     corpus = open_training_corpus(config)
+    check_frames(config, corpus)
     probe = open_probe(config)
+    if probe is not None and probe[0].videos.streams != corpus.videos.streams:
+        raise UserError(
+            f"has the streams {probe[0].videos.streams or 'none'}, the training data {corpus.videos.streams or 'none'}",
+            file=cast(ProbeConfig, config.probe).data[0],
+            field="probe.data",
+            fix="convert both with the same features",
+        )
     if config.dry_run:
         print("\n".join(describe(config, corpus, world_size=1)))
         return 0
@@ -90,6 +99,18 @@ def open_training_corpus(config: PretrainConfig) -> Corpus:
     return open_corpus(
         folders, excluded=read_excluded(config.data.exclude), held_out_fraction=config.data.held_out_fraction
     )
+
+
+def check_frames(config: PretrainConfig, corpus: Corpus) -> None:
+    """Refuse objectives that need frames where the data sets have none."""
+    for name in ("mfm", "contrastive", "vtm"):
+        if getattr(config.objectives, name) is not None and FRAMES not in corpus.videos.streams:
+            raise UserError(
+                "the videos have no frames",
+                file=config.data.stages[0].data[0],
+                field=f"objectives.{name}",
+                fix=f"add --objectives.{name} null, or convert the data with features",
+            )
 
 
 def open_probe(config: PretrainConfig) -> tuple[Corpus, Pairs] | None:
@@ -219,8 +240,8 @@ def pretrain(
         gradient_checkpointing=config.loop.gradient_checkpointing, compile=config.loop.compile
     )
     layers, num_layers = layer_numbers(module, module.encoder)
-    heads = tuple(config.optimizer.head_parameters or HEADS)
-    groups = parameter_groups(module, config.optimizer, lambda name: name.startswith(heads), layers.get, num_layers)
+    is_head = head_test(module, config.optimizer.head_parameters)
+    groups = parameter_groups(module, config.optimizer, is_head, layers.get, num_layers)
     reporter.note([*(f"from {config.model.init_from}: {report}" for report in reports), *describe_groups(groups)])
     collator = PretrainCollator(
         processor,
@@ -283,8 +304,6 @@ def make_hooks(
             field="data.held_out_fraction",
             fix="raise it, or loop.eval_batch_size",
         )
-    if probe is not None:
-        check_streams_match(module.encoder.config, probe[0].videos.streams, Path(config.output_dir))
 
     def evaluate() -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -296,8 +315,8 @@ def make_hooks(
 
     def export(folder: Path, metrics: dict[str, float]) -> None:
         save_encoder(module.encoder, processor, folder)
-        names = ", ".join(name for stage in config.data.stages for name in stage.data)
-        write_model_card(folder, metrics, base_model=config.model.init_from, data=names)
+        names = [name for stage in config.data.stages for name in stage.data]
+        write_model_card(folder, metrics, Path(config.output_dir).name, names, base_model=config.model.init_from)
 
     return Hooks(
         evaluate=evaluate,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from vidsim.common.errors import UserError
+from vidsim.common.checks import require_at_least
 from vidsim.data.annotation import Annotation
 from vidsim.data.feature_streams import FeatureStreams
 from vidsim.data.samplers import RowKey
@@ -42,9 +42,7 @@ class AnnotationTaskConfig:
 
     def validate(self) -> None:
         """Refuse counts below 1."""
-        for name in ("num_experts", "num_directions"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{getattr(self, name)} is below 1", field=f"task.{name}")
+        require_at_least(vars(self), {"num_experts": 1, "num_directions": 1}, "task.")
 
 
 class TrainingRows(Dataset[dict[str, Any]]):

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from vidsim.common.checks import require_at_least
 from vidsim.common.errors import UserError
 from vidsim.data.arrow import Videos
 from vidsim.data.collators import Batch, PretrainCollator, Processor, encode_rows, to_device
@@ -75,8 +76,7 @@ class SimilarityConfig:
             raise UserError(f"{self.distill_weight} is not within 0 and 1", field="task.distill_weight")
         if not 0 <= self.dropout_sample_rate < 1:
             raise UserError(f"{self.dropout_sample_rate} is not in [0, 1)", field="task.dropout_sample_rate")
-        if self.num_dropout_samples < 1:
-            raise UserError(f"{self.num_dropout_samples} is below 1", field="task.num_dropout_samples")
+        require_at_least(vars(self), {"num_dropout_samples": 1}, "task.")
 
 
 class PairRows(Dataset[dict[str, Any]]):
@@ -275,7 +275,7 @@ def pair_labels(
         teacher: float [N], a teacher's cosines of the training pairs, mixed in by `distill_weight`.
 
     Returns:
-        Two float64 arrays, within 0 and 1.
+        Two float64 arrays, within 0 and 1; raw labels in the range of the scores.
     """
     transform = fit_label_transform(config.label, train.score)
     labels = transform(train.score)

@@ -113,5 +113,6 @@ class ContrastiveObjective(nn.Module):
 
 
 def _masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    hidden = full_precision(hidden)
     weights = mask.to(hidden).unsqueeze(-1)
     return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)

@@ -31,6 +31,18 @@ def test_gradient_norms_become_equal() -> None:
     assert balancer.current() == pytest.approx({"a": 2.0, "b": 0.5})
 
 
+def test_configured_weights_do_not_outweigh_the_norms() -> None:
+    """Weighted norms are 2 · 5 and .5 · 20: alike already. With 8 and .5 they are 40 and 10: both become 20."""
+    shared = nn.Parameter(torch.ones(2))
+    for weights, expected in (
+        ({"a": 2.0, "b": 0.5}, {"a": 2.0, "b": 0.5}),
+        ({"a": 8.0, "b": 0.5}, {"a": 4.0, "b": 1.0}),
+    ):
+        balancer = LossBalancer(BalanceConfig(mode="gradient_norm"), weights, [shared])
+        balancer.measure(losses(shared))
+        assert balancer.current() == pytest.approx(expected)
+
+
 def test_the_graph_is_kept_and_gradients_untouched() -> None:
     shared = nn.Parameter(torch.ones(2))
     balancer = LossBalancer(BalanceConfig(mode="gradient_norm"), {"a": 1.0, "b": 1.0}, [shared])
@@ -62,3 +74,6 @@ def test_state_goes_round() -> None:
 def test_cadence_below_one_is_refused() -> None:
     with pytest.raises(UserError, match=r"balance\.every_steps"):
         BalanceConfig(every_steps=0).validate()
+    for momentum in (-0.1, 1.0):
+        with pytest.raises(UserError, match=r"balance\.momentum"):
+            BalanceConfig(momentum=momentum).validate()

@@ -51,6 +51,7 @@ class SmallRun:
         self.module = Toy()
         self.evaluated: list[list[float]] = []
         self.exported: list[list[float]] = []
+        self.figures: list[dict[str, float]] = []
         self.scores: Iterator[float] = iter(())
 
     def trainer(
@@ -64,6 +65,7 @@ class SmallRun:
         select: str | None = "score",
         select_mode: Any = "max",
         resume: bool = False,
+        balance: BalanceConfig | None = None,
         **config: Any,
     ) -> Trainer:
         run = RunFolder.create(self.folder, "a: 1\n", resume)
@@ -82,7 +84,9 @@ class SmallRun:
             accelerator=make_accelerator("fp32"),
             module=self.module,
             optimizer=optimizer,
-            balancer=LossBalancer(BalanceConfig(), weights or {"linear": 1.0, "square": 0.0}, []),
+            balancer=LossBalancer(
+                balance or BalanceConfig(), weights or {"linear": 1.0, "square": 0.0}, [self.module.weight]
+            ),
             config=LoopConfig(**{"log_every_steps": 1, "max_grad_norm": None, **config}),
             hooks=Hooks(evaluate=evaluate, export=self.export, select=select, select_mode=select_mode),
             reporter=Reporter(run, [], enabled=True),
@@ -98,6 +102,7 @@ class SmallRun:
 
     def export(self, folder: Path, metrics: dict[str, float]) -> None:
         self.exported.append(self.module.weight.tolist())
+        self.figures.append(metrics)
 
     def lines(self, key: str) -> list[float]:
         return [line[key] for line in read_metrics(self.folder / "metrics.jsonl") if key in line]
@@ -260,6 +265,77 @@ def test_checkpoints_come_at_each_evaluation_or_when_asked(run: SmallRun, every:
     assert {int(path.name[5:]) for path in (run.folder / "checkpoints").glob("step_*")} == kept
 
 
+def test_a_checkpoint_has_figures_of_its_own_weights_or_none(run: SmallRun) -> None:
+    run.scores = iter([1.0, 2.0])
+    go(run.trainer(eval_every_steps=2, checkpoint_every_steps=1), stage(*[(0.0, 0.0)] * 4))
+    assert run.figures == [{}, {"score": 1.0}, {}, {"score": 2.0}]
+
+
+def test_losses_are_measured_every_so_many_steps_and_balanced(run: SmallRun) -> None:
+    """x·w and x·w² at w = (1, 0): gradients (1, 0) and (2, 0), so the factors are √2 and 1/√2; rate 0 keeps w."""
+    run.module = Toy((1.0, 0.0))
+    measured = []
+    trainer = run.trainer(
+        rate=0.0,
+        weights={"linear": 1.0, "square": 1.0},
+        balance=BalanceConfig(mode="gradient_norm", every_steps=2),
+    )
+    measure = trainer.balancer.measure
+
+    def count(losses: Any) -> None:
+        measured.append(trainer.progress.step)
+        measure(losses)
+
+    trainer.balancer.measure = count  # type: ignore[method-assign]
+    go(trainer, stage(*[(1.0, 0.0)] * 5))
+    assert measured == [0, 2, 4]
+    assert run.lines("weight/linear") == pytest.approx([2**0.5] * 5)
+    assert run.lines("weight/square") == pytest.approx([0.5**0.5] * 5)
+    assert run.lines("gradient_norm/square") == pytest.approx([2.0] * 5)
+    assert run.lines("loss") == pytest.approx([2**0.5 + 0.5**0.5] * 5)
+
+
+@pytest.mark.parametrize(("settings", "rows_a_step"), [({"micro_batch_size": 3}, 3), ({"micro_batch_tokens": 50}, 1)])
+def test_the_speed_is_that_of_training(
+    run: SmallRun, settings: dict[str, Any], rows_a_step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock moves by 1 s in each step and by 100 s in each evaluation; by tokens, rows are counted."""
+    now = [0.0]
+    monkeypatch.setattr("vidsim.engine.loop.time.monotonic", lambda: now[0])
+
+    class Slow(Toy):
+        def forward(self, batch: Batch, window: int) -> dict[str, torch.Tensor]:
+            now[0] += 1.0
+            return super().forward(batch, window)
+
+    run.module = Slow()
+    trainer = run.trainer(eval_every_steps=1, log_every_steps=2, **settings)
+    evaluate = trainer.evaluate
+
+    def slow_evaluate() -> bool:
+        now[0] += 100.0
+        return evaluate()
+
+    trainer.evaluate = slow_evaluate  # type: ignore[method-assign]
+    go(trainer, stage(*[(0.0, 0.0)] * 4))
+    assert run.lines("examples_per_second") == [rows_a_step, rows_a_step]
+
+
+def test_all_processes_go_on_from_the_same_checkpoint(run: SmallRun) -> None:
+    go(run.trainer(), stage((0.0, 0.0)))
+    again = SmallRun(run.folder).trainer(resume=True)
+
+    class Gathers:
+        device = torch.device("cpu")
+
+        def gather(self, own: torch.Tensor) -> torch.Tensor:
+            return torch.cat([own, torch.tensor([-1])])
+
+    again.accelerator = Gathers()  # type: ignore[assignment]
+    with pytest.raises(UserError, match="do not see the same newest checkpoint"):
+        again.resume()
+
+
 def test_micro_batches_are_one_batch(tmp_path: Path) -> None:
     whole, split = SmallRun(tmp_path / "whole"), SmallRun(tmp_path / "split")
     values = [(3.0, 1.0), (-1.0, 0.5), (2.0, 2.0), (0.0, 4.0)]
@@ -309,11 +385,15 @@ def interrupted(stages: Sequence[Stage], step: int) -> list[Stage]:
     ]
 
 
+@pytest.mark.parametrize("mode", ["fixed", "gradient_norm"])
 @pytest.mark.parametrize("half_replaced", [False, True])
-def test_ctrl_c_saves_and_resuming_gives_the_straight_run(tmp_path: Path, half_replaced: bool) -> None:
+def test_ctrl_c_saves_and_resuming_gives_the_straight_run(tmp_path: Path, half_replaced: bool, mode: Any) -> None:
     values = [(1.0, -1.0), (2.0, 0.5), (-1.0, 3.0), (0.5, 0.5), (1.0, 1.0)]
     stages = [stage(*values), stage(*values[::-1])]
-    settings: dict[str, Any] = {"rate": 0.1, "adam": True, "ema": 0.5, "eval_every_steps": 4}
+    balance = BalanceConfig(mode=mode, every_steps=2)
+    weights = {"linear": 1.0, "square": 0.1}
+    settings: dict[str, Any] = {"rate": 0.1, "adam": True, "ema": 0.5, "eval_every_steps": 4, "balance": balance}
+    settings["weights"] = weights
     straight, stopped, resumed = (SmallRun(tmp_path / name) for name in ("straight", "stopped", "stopped"))
     go(straight.trainer(**settings), *stages)
     result = go(stopped.trainer(**settings), *interrupted(stages, 2))
@@ -325,7 +405,8 @@ def test_ctrl_c_saves_and_resuming_gives_the_straight_run(tmp_path: Path, half_r
     result = go(resumed.trainer(**settings, resume=True), *stages)
     assert (result.step, result.interrupted) == (10, False)
     assert torch.equal(resumed.module.weight, straight.module.weight)
-    for key in ("loss", "loss/square", "grad_norm", "score", "learning_rate"):
+    assert len(straight.lines("weight/square")) == (10 if mode == "gradient_norm" else 0)
+    for key in ("loss", "loss/square", "grad_norm", "score", "learning_rate", "weight/square"):
         assert resumed.lines(key) == straight.lines(key)
         assert resumed.steps(key) == straight.steps(key)
 

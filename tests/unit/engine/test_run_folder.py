@@ -57,13 +57,21 @@ def test_going_on_keeps_the_id_and_the_history(tmp_path: Path) -> None:
         checkpoint(first, 5)
         first.metrics.write_text('{"step": 5}\n')
     for count in (1, 2):
-        with RunFolder.create(tmp_path, CONFIG, True, world_size=count) as again:
+        with RunFolder.create(tmp_path, CONFIG, True) as again:
             assert again.is_resumed
             assert again.run_id == first.run_id
             assert again.metrics.read_text() == '{"step": 5}\n'
         environment = json.loads((tmp_path / "env.json").read_text())
         assert len(environment["earlier_starts"]) == count
-        assert environment["world_size"] == count
+        assert environment["world_size"] == 1
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, CONFIG, False, world_size=2) as run:
+        checkpoint(run, 5)
+    with pytest.raises(UserError, match=r"env\.json, field 'world_size': .* with 2 processes, now there are 1"):
+        RunFolder.create(tmp_path, CONFIG, True, world_size=1)
+    RunFolder.create(tmp_path, CONFIG, True, world_size=2).close()
 
 
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:

@@ -85,3 +85,8 @@ def test_impossible_shares_are_refused(field: str, value: float) -> None:
     with pytest.raises(UserError, match=rf"field 'schedule\.{field}': {value}"):
         ScheduleConfig(**{field: value}).validate()  # type: ignore[arg-type]
     ScheduleConfig().validate()
+
+
+def test_a_constant_rate_with_a_share_to_fall_to_is_refused() -> None:
+    with pytest.raises(UserError, match=r"schedule\.min_ratio"):
+        ScheduleConfig(kind="constant", min_ratio=0.1).validate()

@@ -69,3 +69,13 @@ def test_groups_see_that_copies_tell_nothing_new() -> None:
 
     assert width(9, videos) == pytest.approx(width(1, None), rel=0.2)
     assert width(9, None) * 2 < width(9, videos)
+
+
+def test_one_draw_says_nothing_of_the_spread() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.random(29)
+    predictions = [labels + generator.standard_normal(29) for _ in range(2)]
+    values = spearman_resamples(predictions, labels, groups=["q"] * 29, num_resamples=50)
+    assert values.shape == (50, 2)
+    assert percentile_interval(values[:, 0]) is None
+    assert percentile_interval(values[:, 1] - values[:, 0]) is None

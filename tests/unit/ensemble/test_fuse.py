@@ -131,12 +131,15 @@ def test_few_videos_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
     ("line", "message"),
     [
         ("a new_b --out f", r"a: has 40 ids, but new_b lacks 40 of them .*has 3 others \(x, y, z\)"),
-        ("a b --weights 1 --out f", "1 weights for 2 embeddings"),
+        ("a b --weights 1 --out f", r"1 weights for 2 embeddings\. Fix: give one weight for each member"),
         ("a b --weights 1 -1 --out f", "0 or more"),
         ("a b --weights 0 0 --out f", "not all 0"),
         ("a b --weights nan 1 --out f", "0 or more"),
         ("a b --dim 0 --out f", "--dim: must be at least 1"),
         ("a b --out b", "is also an input"),
+        ("a b --apply c --out c", "c, --out: is also an input"),
+        ("a b --out c", r"c, --out: is there already\. Fix: .*--overwrite"),
+        ("a b --seed -1 --out f", r"--seed: -1 is below 0"),
         ("a b --fit_on a --out f", "1 embeddings to fit on for 2"),
         ("a b --fit_on b a --out f", "b, --fit_on: is of another model or width than a"),
         ("a b --apply a --out f", r"holds no projection\.json"),
@@ -170,3 +173,32 @@ def test_bad_vectors_are_named() -> None:
 
 def test_normalized_weights() -> None:
     assert normalized_weights([1, 3], 2) == [0.25, 0.75]
+
+
+def test_what_is_there_is_replaced_only_when_asked() -> None:
+    run("a b --out f")
+    before = read_embeddings("f").vectors
+    with pytest.raises(UserError, match="is there already"):
+        main(["a", "b", "--weights", "3", "1", "--out", "f"])
+    np.testing.assert_array_equal(read_embeddings("f").vectors, before)
+    run("a b --weights 3 1 --out f --overwrite")
+    assert read_embeddings("f").metadata["members"][0]["weight"] == 0.75
+    with pytest.raises(UserError, match="is also an input"):  # not even then
+        main(["new_a", "new_b", "--apply", "f", "--out", "f", "--overwrite"])
+    assert read_embeddings("f").ids == IDS
+
+
+def test_weights_are_searched_on_scores_of_any_range() -> None:
+    pairs = labelled_by("b")
+    write_pairs("pairs.tsv", pairs)
+    write_pairs("grades.tsv", Pairs(pairs.id1, pairs.id2, 1 + 4 * pairs.score))
+    run("a b --search_weights pairs.tsv --out f")
+    run("a b --search_weights grades.tsv --out g")
+    np.testing.assert_array_equal(read_embeddings("f").vectors, read_embeddings("g").vectors)
+
+
+def test_too_few_pairs_to_search_on_are_named_with_their_file() -> None:
+    write_pairs("pairs.tsv", labelled_by("b").take(range(5)))
+    with pytest.raises(UserError, match=r"pairs\.tsv: 5 pairs are too few.* Fix: give 6 pairs or more"):
+        main(["a", "b", "--search_weights", "pairs.tsv", "--out", "f"])
+    assert not Path("f").exists()

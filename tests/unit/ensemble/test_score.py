@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.stats import spearmanr
 from vidsim.common.errors import UserError
 from vidsim.data.embeddings import Embeddings, write_embeddings
 from vidsim.data.pairs import Pairs, write_pairs
-from vidsim.ensemble.score import cosines_of_pairs, main, pair_cosines, score_embeddings, table
+from vidsim.ensemble.score import Score, cosines_of_pairs, main, pair_cosines, read_groups, score_cosines, table
 
 
 def angles(*degrees: float) -> np.ndarray:
@@ -39,6 +40,14 @@ def random_case(num_videos: int = 60, num_pairs: int = 200) -> tuple[Embeddings,
     score = np.clip(np.round((pair_cosines(vectors, *rows) + generator.standard_normal(num_pairs)) * 10) / 20, 0, 1)
     ids = [f"v{i}" for i in range(num_videos)]
     return Embeddings(ids, vectors, name="emb/r"), Pairs([ids[i] for i in rows[0]], [ids[i] for i in rows[1]], score)
+
+
+def score_embeddings(
+    embeddings: Sequence[Embeddings], pairs: Pairs, *, num_resamples: int = 1000, seed: int = 0
+) -> list[Score]:
+    cosines = [cosines_of_pairs(each, pairs) for each in embeddings]
+    names = [each.name for each in embeddings]
+    return score_cosines(cosines, names, pairs, num_resamples=num_resamples, seed=seed)
 
 
 def test_hand_computed_spearman_mse_and_pearson() -> None:
@@ -113,7 +122,7 @@ def test_interval_and_paired_difference() -> None:
         (
             Embeddings(list("abcd"), np.eye(4, 2, dtype=np.float32), name="e"),
             THREE,
-            "2 embeddings are zero vectors.*c, d",
+            "2 embeddings are zero vectors.*c, d.* Fix: embed these videos again, or leave their pairs out",
         ),
     ],
 )
@@ -170,7 +179,8 @@ def test_group_without_a_score_is_said(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(arguments) == 0
     assert "group x | y has no score: pairs (x | y): 1 pairs" in capsys.readouterr().out
     (tmp_path / "g.tsv").write_text("a\tx\nb\tx\n")
-    with pytest.raises(UserError, match="2 videos of the pairs have no group: c, d"):
+    match = r"g\.tsv, --by: 2 videos of the pairs have no group: c, d\. Fix: add a line `id<TAB>group` for each"
+    with pytest.raises(UserError, match=match):
         main(arguments)
     (tmp_path / "g.tsv").write_text("a\tx\na\tx\n")
     with pytest.raises(UserError, match="line 2: the id a stands twice"):
@@ -183,3 +193,29 @@ def test_imports_no_torch() -> None:
     code += "import sys; print([m for m in ('torch', 'transformers', 'accelerate') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_groups_are_read_as_other_lists_are(tmp_path: Path) -> None:
+    # A byte order mark, line ends of Windows, and a group with a character that only str.splitlines ends a line at.
+    (tmp_path / "g.tsv").write_bytes("\ufeffv1\tx\r\nv2\ta\u2028b\r\n".encode())
+    assert read_groups(tmp_path / "g.tsv") == {"v1": "x", "v2": "a\u2028b"}
+    (tmp_path / "g.tsv").write_text("v1\tx\n\nv2\ty\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"g\.tsv, line 2: must be an id, a tab and a group"):
+        read_groups(tmp_path / "g.tsv")
+
+
+def test_one_first_video_gives_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    emb, _ = random_case()
+    score = np.random.default_rng(2).random(29)
+    write_embeddings(tmp_path / "a", emb.ids, emb.vectors)
+    write_pairs(tmp_path / "pairs.tsv", Pairs([emb.ids[0]] * 29, emb.ids[1:30], score))
+    words = [str(tmp_path / "a"), str(tmp_path / "pairs.tsv"), "--json", str(tmp_path / "out.json")]
+    assert main(words) == 0
+    assert "No interval: " in capsys.readouterr().out
+    assert json.loads((tmp_path / "out.json").read_text())["scores"][0]["interval"] is None
+
+
+def test_settings_that_are_too_small_are_named(tmp_path: Path) -> None:
+    for option in ("--seed", "--bootstrap"):
+        with pytest.raises(UserError, match=f"{option}: -1 is below 0"):
+            main([str(tmp_path / "a"), str(tmp_path / "pairs.tsv"), option, "-1"])

@@ -274,3 +274,16 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         run("--ids ids.txt --out result.zip")
     with pytest.raises(UserError, match="one of the arguments --out --check is required"):
         run("emb --ids ids.txt")
+
+
+def test_a_vector_that_rounds_to_zero_is_no_matter_of_the_command(tmp_path: Path) -> None:
+    emb = embeddings(dim=4)
+    vectors = emb.vectors.copy()
+    vectors[1] = 1e-9
+    tiny = Embeddings(emb.ids, vectors, name="emb/tiny")
+    with pytest.raises(
+        UserError, match=r"1 ids with a vector of norm 0 .*Fix: raise --decimals, or embed these"
+    ) as found:
+        write_submission(tmp_path / "r.zip", tiny, IDS)
+    assert "write it with" not in str(found.value)
+    assert not (tmp_path / "r.zip").exists()

@@ -14,7 +14,7 @@ import torch
 from vidsim.common.errors import UserError
 from vidsim.common.files import read_json
 from vidsim.data.annotation import split_videos
-from vidsim.data.cowatch_graph import EVAL
+from vidsim.data.cowatch_graph import EVAL, TRAIN
 from vidsim.engine.metrics_file import read_metrics
 from vidsim.finetune import annotation as script
 from vidsim.finetune.annotation import main
@@ -78,17 +78,28 @@ def test_it_learns_and_is_judged_by_the_test(
     assert {"validation/map_sample@5", "validation/map_class@5"} <= set(lines[0])
 
 
-def test_the_test_leaves_no_trace_in_the_model(world: Path, tmp_path: Path) -> None:
-    ids = [str(number) for number in range(NUM_VIDEOS)]
-    is_test = split_videos(ids, 0.3, 0.1, 0, None) == EVAL
+def with_other_content(world: Path, changed: np.ndarray, folder: Path) -> None:
+    """The same world, but for features and tags of some videos, bool [NUM_VIDEOS]."""
     for name in NAMES:
         array = np.load(world / f"{name}.npy")
-        array[is_test] = array[is_test][::-1] * 3
-        np.save(tmp_path / f"{name}.npy", array)
-    with (tmp_path / "tags.jsonl").open("w", encoding="utf-8") as file:
-        for line, hidden in zip((world / "tags.jsonl").read_text().splitlines(), is_test.tolist(), strict=True):
+        array[changed] = array[changed][::-1] * 3
+        np.save(folder / f"{name}.npy", array)
+    with (folder / "tags.jsonl").open("w", encoding="utf-8") as file:
+        for line, other in zip((world / "tags.jsonl").read_text().splitlines(), changed.tolist(), strict=True):
             row = json.loads(line)
-            file.write(json.dumps({"id": row["id"], "tags": ["topic 0", "new"] if hidden else row["tags"]}) + "\n")
+            file.write(json.dumps({"id": row["id"], "tags": ["topic 0", "new"] if other else row["tags"]}) + "\n")
+
+
+def test_the_validation_only_chooses_the_checkpoint(world: Path, tmp_path: Path) -> None:
+    with_other_content(world, split_videos([str(n) for n in range(NUM_VIDEOS)], 0.3, 0.1, 0, None) != TRAIN, tmp_path)
+    for folder, run in ((world, "one"), (tmp_path, "other")):  # with one checkpoint there is nothing to choose
+        assert main(arguments(folder, tmp_path / run, loop__max_steps=6, loop__eval_every_steps=6)) == 0
+    assert weights(tmp_path / "one") == weights(tmp_path / "other")
+
+
+def test_the_test_leaves_no_trace_in_the_model(world: Path, tmp_path: Path) -> None:
+    ids = [str(number) for number in range(NUM_VIDEOS)]
+    with_other_content(world, split_videos(ids, 0.3, 0.1, 0, None) == EVAL, tmp_path)
     for folder, run in ((world, "one"), (tmp_path, "other")):
         assert main(arguments(folder, tmp_path / run, loop__max_steps=20)) == 0
     assert weights(tmp_path / "one") == weights(tmp_path / "other")
@@ -145,7 +156,10 @@ def test_new_videos_are_tagged(world: Path, tmp_path: Path, capsys: pytest.Captu
     assert len(set(row["tags"])) == 9
 
     for change, message in (
-        (["--features", f"visual={world}/visual.npy"], "reads audio, visual, given are visual"),
+        (
+            ["--features", f"visual={world}/visual.npy"],
+            "reads audio, visual, given are visual. Fix: give --features visual=PATH audio=PATH",
+        ),
         (["--k", "0"], "--k: 0 is below 1"),
         (["--batch_size", "0"], "--batch_size: 0 is below 1"),
         (["--features", "visual"], "is not NAME=PATH"),

@@ -7,6 +7,7 @@ import pytest
 
 from vidsim.common.errors import UserError
 from vidsim.engine.loop_config import LoopConfig
+from vidsim.engine.optimizer import OptimizerConfig
 from vidsim.engine.settings import parse_settings
 from vidsim.finetune.annotation_config import AnnotationConfig
 from vidsim.finetune.tasks.annotation import AnnotationTaskConfig
@@ -47,6 +48,11 @@ def test_settings_out_of_range_are_refused_by_name(tmp_path: Path) -> None:
         (replace(good, tag_columns=[]), "tag_columns"),
         (replace(good, tag_separator=""), "tag_separator"),
         (replace(good, loop=LoopConfig(micro_batch_tokens=5)), "micro_batch_tokens"),
+        (replace(good, loop=LoopConfig(compile=True)), "'loop.compile': .*Fix: leave it out"),
+        (replace(good, loop=LoopConfig(gradient_checkpointing=True)), "'loop.gradient_checkpointing'"),
+        (replace(good, optimizer=OptimizerConfig(layer_decay=0.9)), "'optimizer.layer_decay'"),
+        (replace(good, optimizer=OptimizerConfig(head_parameters=["tagger"])), "'optimizer.head_parameters'"),
+        (replace(good, num_epochs=float("nan")), "'num_epochs': nan is not above 0"),
         (replace(good, task=AnnotationTaskConfig(num_experts=0)), "task.num_experts"),
     ):
         with pytest.raises(UserError, match=name):

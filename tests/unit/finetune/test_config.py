@@ -48,7 +48,7 @@ def test_the_defaults_are_fine_and_leak_nothing() -> None:
         (data(score_range=[1.0, 0.0]), r"'data\.score_range'.*is not \[lowest, highest\]"),
         (data(score_range=[0.0, 0.5, 1.0]), r"'data\.score_range'"),
         (data(split="none", validation="v.tsv"), r"'none' and a validation file exclude each other"),
-        (config(num_epochs=0), r"'num_epochs': 0 is not above 0"),
+        (config(num_epochs=0), r"'num_epochs': 0 is not above 0.*Fix: set 1 or more"),
         (config(seed=-3), r"'seed': -3 is below 0"),
         (config(init_from="no/such/run"), r"no/such/run, field 'init_from': no such folder\. Fix: pretrain first"),
         (config(ema=EmaConfig(decay=1.0)), r"'ema\.decay'"),
@@ -68,12 +68,24 @@ def test_the_defaults_are_fine_and_leak_nothing() -> None:
         (task(distill_weight=1.5), r"'task\.distill_weight': 1\.5 is not within 0 and 1"),
         (task(tag_weight=0.1), r"data\.tags and task\.tag_weight go together.*Fix: set both or none"),
         (data(tags="tags.txt"), r"data\.tags and task\.tag_weight go together"),
-        (task(distill_weight=0.3), r"data\.teacher and task\.distill_weight go together"),
+        (task(distill_weight=0.3), r"data\.teacher and task\.distill_weight go together.*Fix: set both or none"),
         (data(teacher="emb/a"), r"data\.teacher and task\.distill_weight go together"),
         (
             replace(task(kl_weight=0.5, label="raw"), data=replace(DATA, score_range=[0.0, 5.0])),
             r"'task\.kl_weight': with raw labels from 0 to 5 .*Fix: set task\.label to rank or quantile",
         ),
+        (
+            replace(
+                task(distill_weight=0.5, label="raw", loss="cosent"),
+                data=replace(DATA, score_range=[0.0, 5.0], teacher="emb/a"),
+            ),
+            r"'task\.distill_weight': raw labels from 0 to 5 .*Fix: set task\.label to rank or quantile",
+        ),
+        (
+            replace(task(label="raw"), data=replace(DATA, score_range=[0.0, 5.0])),
+            r"'task\.loss': a cosine never reaches raw labels from 0 to 5.*Fix: set task\.label to rank or quantile",
+        ),
+        (config(num_epochs=float("inf")), r"'num_epochs': inf is not above 0 and finite"),
     ],
 )
 def test_what_cannot_work_is_named(wrong: FinetuneConfig, message: str) -> None:
@@ -85,3 +97,10 @@ def test_extras_that_go_together_are_fine() -> None:
     extras = SimilarityConfig(tag_weight=0.1, distill_weight=1.0, kl_weight=0.5, r_drop_weight=1.0)
     files = replace(DATA, tags="tags.txt", teacher="emb/a", score_range=[0.0, 5.0])
     config(task=extras, data=files, ema=EmaConfig(), fgm=FgmConfig()).validate()
+
+
+def test_raw_labels_of_any_range_may_be_ranked_or_lie_where_cosines_do() -> None:
+    wide = replace(DATA, score_range=[1.0, 5.0])
+    for loss in ("lbpc", "cosent"):
+        replace(task(label="raw", loss=loss), data=wide).validate()
+    replace(task(label="raw"), data=replace(DATA, score_range=[-1.0, 1.0])).validate()

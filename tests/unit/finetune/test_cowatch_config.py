@@ -7,6 +7,7 @@ import pytest
 
 from vidsim.common.errors import UserError
 from vidsim.engine.loop_config import LoopConfig
+from vidsim.engine.optimizer import OptimizerConfig
 from vidsim.engine.settings import parse_settings
 from vidsim.finetune.cowatch_config import CowatchConfig
 from vidsim.finetune.tasks.cowatch import CowatchTaskConfig
@@ -44,5 +45,36 @@ def test_settings_out_of_range_are_refused_by_name(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=name):
             bad.validate()
+    for bad, name in (  # what towers do not read
+        (replace(good, loop=LoopConfig(compile=True)), "'loop.compile': .*Fix: leave it out"),
+        (replace(good, loop=LoopConfig(gradient_checkpointing=True)), "'loop.gradient_checkpointing'"),
+        (replace(good, projection="principal"), "'projection'"),
+        (replace(good, optimizer=OptimizerConfig(layer_decay=0.9)), "'optimizer.layer_decay'"),
+        (replace(good, optimizer=OptimizerConfig(head_parameters=["encoder"])), "'optimizer.head_parameters'"),
+    ):
+        with pytest.raises(UserError, match=name):
+            bad.validate()
     with pytest.raises(UserError, match="minning"):
         read(tmp_path, "--task.minning", "hardest")
+
+
+def test_what_the_encoder_does_not_read_is_refused_by_name(tmp_path: Path) -> None:
+    good = replace(
+        read(tmp_path),
+        features={},
+        videos=["data/mine"],
+        init_from="runs/a",
+        projection="principal",
+        loop=LoopConfig(compile=True, gradient_checkpointing=True),
+        optimizer=OptimizerConfig(layer_decay=0.9),
+    )
+    good.validate()
+    for bad, name in (
+        (replace(good, ids="ids.txt"), "'ids': .*Fix: leave it out"),
+        (replace(good, task=CowatchTaskConfig(fusion="early")), "'task.fusion'"),
+        (replace(good, task=CowatchTaskConfig(hidden=[8])), "'task.hidden'"),
+        (replace(good, task=CowatchTaskConfig(embedding_dim=8)), "'task.embedding_dim'"),
+        (replace(good, task=CowatchTaskConfig(dropout=0.1)), "'task.dropout'"),
+    ):
+        with pytest.raises(UserError, match=name):
+            bad.validate()

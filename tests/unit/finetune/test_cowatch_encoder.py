@@ -14,6 +14,7 @@ import pytest
 from vidsim.common.errors import UserError
 from vidsim.data.arrow import open_videos
 from vidsim.data.cowatch import main as make_graph
+from vidsim.data.cowatch_graph import TRAIN, read_graph
 from vidsim.data.embeddings import read_embeddings
 from vidsim.data.manifest import StreamInfo
 from vidsim.data.shards import ShardWriter, write_manifest
@@ -96,3 +97,21 @@ def test_what_does_not_fit_is_refused(world: Path, checkpoint: Path, tmp_path: P
         with pytest.raises(UserError, match=message):
             main(arguments(world, checkpoint, tmp_path / "run", **options))  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
+
+
+def test_only_the_training_videos_start_the_projection(world: Path, checkpoint: Path, tmp_path: Path) -> None:
+    graph = read_graph(world / "graph")
+    trained = {graph.ids[video] for video in np.flatnonzero(graph.part == TRAIN)}
+    assert 0 < len(trained) < NUM_VIDEOS
+    with ShardWriter(tmp_path / "videos" / "data-00000.arrow", {"frames": 6}) as writer:
+        for row in open_videos(world / "videos"):
+            changed = {"title": "w1 w2", "frames": np.full((2, 6), 3, np.float16)}
+            writer.write(row if row["id"] in trained else row | changed)
+    streams = {"frames": StreamInfo(dim=6, extractor=None)}
+    write_manifest(tmp_path / "videos", [writer.info], streams, has_tags=True, command="test")
+    weights = []
+    for name, folder in (("one", world), ("other", tmp_path)):
+        options: dict[str, object] = {"videos": f"[{folder / 'videos'}]", "loop__max_steps": 2}
+        assert main(arguments(world, checkpoint, tmp_path / name, **options)) == 0
+        weights.append((tmp_path / name / "checkpoints" / "best" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]

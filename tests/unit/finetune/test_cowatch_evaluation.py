@@ -38,4 +38,12 @@ def test_what_needs_no_learning() -> None:
     found = floors(graph(), vectors, related_queries(graph(), 10, 0), 1)
     # Only 0 and 1 have a training edge and stand level; 1 is relevant to 4 but one of the two is drawn last.
     assert found["popularity in training"]["e2t_recall@1"] == pytest.approx((1 / 2 + 0) / 2)
+    # No held-out video has a training edge: popularity cannot rank them, and no mean is made with what it cannot do.
+    assert set(found["popularity in training"]) == {"e2t_recall@1", "e2t_ndcg@1", "e2t_map"}
     assert found["untrained features"]["t2e_recall@1"] == pytest.approx(1 / 3)
+
+
+def test_without_held_out_queries_there_is_no_popularity() -> None:
+    queries = related_queries(graph(), 10, 0)
+    del queries["e2t"]
+    assert set(floors(graph(), np.eye(7, dtype=np.float32), queries, 1)) == {"untrained features"}

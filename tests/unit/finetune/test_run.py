@@ -12,7 +12,9 @@ import torch
 
 from vidsim.common.errors import UserError
 from vidsim.data.embeddings import write_embeddings
-from vidsim.data.pairs import Pairs, read_pairs
+from vidsim.data.manifest import StreamInfo
+from vidsim.data.pairs import Pairs, read_pairs, write_pairs
+from vidsim.data.shards import ShardWriter, write_manifest
 from vidsim.engine.loop_config import LoopConfig
 from vidsim.engine.source import checkpoint_of
 from vidsim.finetune.config import FinetuneConfig, PairDataConfig
@@ -84,9 +86,8 @@ def test_labels_are_those_of_the_training_pairs(config: FinetuneConfig) -> None:
         for score, label in zip(data.validation.score.tolist(), data.validation_labels.tolist(), strict=True)
         if score in known
     )
-    # What the validation scores are changes nothing for training.
-    other = open_pairs(replace(config, task=SimilarityConfig(label="raw")))
-    assert other.train_labels.tolist() == data.train.score.tolist()
+    raw = open_pairs(replace(config, task=SimilarityConfig(label="raw")))
+    assert raw.train_labels.tolist() == data.train.score.tolist()
 
 
 def test_a_teachers_cosines_are_mixed_in(config: FinetuneConfig, tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_a_teachers_cosines_are_mixed_in(config: FinetuneConfig, tmp_path: Path)
     ("content", "message"),
     [
         ("0\tnobody\t0.5\n1\t2\t0.1\n", "first nobody"),
-        ("0\t1\t0.5\n2\t3\t0.5\n", r"v\.tsv, field 'score': all validation scores are equal"),
+        ("0\t1\t0.5\n2\t3\t0.5\n", r"v\.tsv, field 'score': all validation scores are equal.*Fix: give validation"),
         ("0\t1\t1.5\n", "1.5 is not within 0 to 1"),
     ],
 )
@@ -157,9 +158,6 @@ def test_a_dry_run_says_what_would_be_done(
 
 
 def test_frames_of_another_width_are_refused_before_the_first_step(config: FinetuneConfig, tmp_path: Path) -> None:
-    from vidsim.data.manifest import StreamInfo
-    from vidsim.data.shards import ShardWriter, write_manifest
-
     with ShardWriter(tmp_path / "videos/data-00000.arrow", {"frames": 3}) as writer:
         for number in range(24):
             writer.write({"id": str(number), "title": "w1", "tags": []})
@@ -179,3 +177,51 @@ def test_a_principal_projection_is_where_the_run_starts(config: FinetuneConfig, 
     started, _ = load_encoder(checkpoint_of(tmp_path / "run"))
     weight = started.embedding_head.projection.weight
     torch.testing.assert_close(weight @ weight.T, torch.eye(4), rtol=0, atol=1e-5)
+
+
+def with_other_held_out(config: FinetuneConfig, small_data: Any, folder: Path) -> FinetuneConfig:
+    """The same training pairs and their videos; everything else is of other content and other scores."""
+    data = opened(config)
+    trained, streams = ids(data.train), {"frames": StreamInfo(dim=6, extractor=None)}
+    assert 0 < len(trained) < 24
+    generator = np.random.default_rng(1)
+    with ShardWriter(folder / "videos/data-00000.arrow", {"frames": 6}) as writer:
+        for row in small_data.videos:
+            changed = {"title": f"w{int(row['id']) % 10}", "frames": generator.normal(2, 3, (3, 6)).astype(np.float16)}
+            writer.write(row if row["id"] in trained else row | changed)
+    write_manifest(folder / "videos", [writer.info], streams, has_tags=True, command="test")
+    held_out = {*zip(data.validation.id1, data.validation.id2, strict=True)}
+    pairs = read_pairs(config.data.pairs)
+    is_held_out = [pair in held_out for pair in zip(pairs.id1, pairs.id2, strict=True)]
+    write_pairs(folder / "pairs.tsv", replace(pairs, score=np.where(is_held_out, 0.1 + pairs.score / 4, pairs.score)))
+    files = replace(config.data, videos=[str(folder / "videos")], pairs=str(folder / "pairs.tsv"))
+    return replace(config, data=files)
+
+
+def test_what_is_held_out_leaves_no_trace_in_the_model(config: FinetuneConfig, small_data: Any, tmp_path: Path) -> None:
+    other = with_other_held_out(config, small_data, tmp_path)
+    for label in ("rank", "quantile"):
+        task = SimilarityConfig(label=label)  # type: ignore[arg-type]
+        one, two = (open_pairs(replace(each, task=task)) for each in (config, other))
+        assert triples(one.train) == triples(two.train)
+        assert one.train_labels.tolist() == two.train_labels.tolist()
+        assert one.validation_labels.tolist() != two.validation_labels.tolist()
+    weights = []
+    for name, each in (("one", config), ("other", other)):
+        arguments = ["--init_from", each.init_from, "--data.videos", f"[{each.data.videos[0]}]"]
+        arguments += ["--data.pairs", each.data.pairs, "--data.num_folds", "3", "--projection", "whitened"]
+        arguments += ["--output_dir", str(tmp_path / name), "--loop.max_steps", "2"]
+        assert main(arguments) == 0
+        weights.append((checkpoint_of(tmp_path / name) / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_a_teacher_of_zero_vectors_is_named(config: FinetuneConfig, tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(24, 3))
+    left = int(opened(config).train.id1[0])
+    vectors[left] = 0
+    write_embeddings(tmp_path / "teacher", [str(number) for number in range(24)], vectors)
+    task = SimilarityConfig(distill_weight=0.25)
+    match = rf"teacher, field 'data\.teacher': 1 videos have zero vectors: {left}\. Fix: embed them again"
+    with pytest.raises(UserError, match=match):
+        open_pairs(replace(config, task=task, data=replace(config.data, teacher=str(tmp_path / "teacher"))))

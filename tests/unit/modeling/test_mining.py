@@ -56,6 +56,16 @@ def test_it_finds_what_a_search_of_everything_finds(strategy: Mining, block: int
         assert found.tolist() == brute_force(anchors, positives, candidates, excluded, strategy)
 
 
+def test_autocast_does_not_round_the_ranking() -> None:
+    """1 + 2^-10 is 1 in bf16: the two candidates would be equal, and the first of them taken."""
+    anchors = torch.tensor([[1.0, 0.0]])
+    candidates = torch.tensor([[1.0, 0.0], [1.0 + 2**-10, 0.0]])
+    nothing = torch.zeros(0, dtype=torch.int64)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mine_negatives(anchors, anchors, candidates, strategy="hardest", excluded=(nothing, nothing))
+    assert found.tolist() == [1]
+
+
 def test_random_negatives_are_allowed_ones_and_all_of_them() -> None:
     anchors, positives, candidates, excluded = case(0)
     generator = torch.Generator().manual_seed(0)

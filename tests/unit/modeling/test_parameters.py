@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 from torch import nn
 
+from vidsim.common.errors import UserError
 from vidsim.modeling.encoder import VideoTextEncoder
-from vidsim.modeling.parameters import HEADS, layer_numbers
+from vidsim.modeling.parameters import HEADS, head_test, layer_numbers
 
 
 class Trained(nn.Module):
@@ -54,3 +55,16 @@ def test_heads_are_what_stands_beside_the_backbone(encoder_of: Callable[..., Vid
     others = {name.split(".")[1] for name, _ in module.named_parameters() if not name.startswith(HEADS)}
     assert heads == {"vtc", "embedding_head", "attention_pooling"}
     assert others == {"text", "streams"}
+
+
+def test_heads_by_the_beginnings_of_their_names(encoder_of: Callable[..., VideoTextEncoder]) -> None:
+    module = Trained(encoder_of("bert"))
+    names = [name for name, _ in module.named_parameters()]
+    assert [name for name in names if head_test(module, None)(name)] == [n for n in names if n.startswith(HEADS)]
+    assert [name for name in names if head_test(module, ["objectives.vtc."])(name)] == [
+        "objectives.vtc.weight",
+        "objectives.vtc.bias",
+    ]
+    assert not any(map(head_test(module, []), names))  # nothing learns at the heads' rate
+    with pytest.raises(UserError, match=r"'objective\.vtc'.*encoder\.embedding_head\., .*objectives\.vtc\."):
+        head_test(module, ["objective.vtc"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from vidsim.common.errors import UserError
+from vidsim.data.convert.table import main as convert
 from vidsim.data.corpus import Corpus
 from vidsim.data.tags import TagVocabulary
 from vidsim.engine.accelerator import make_accelerator
@@ -117,6 +119,68 @@ def test_the_probe(config: PretrainConfig, small_data: Any, tmp_path: Path) -> N
 
     assert "first nobody" in refused("1\tnobody\t0.5\n1\t2\t0.1\n")
     assert "pairs.tsv, field 'score': all scores are equal" in refused("1\t2\t0.5\n3\t4\t0.5\n")
+
+
+def test_data_without_frames_is_refused_before_anything_is_built(
+    config: PretrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(json.dumps({"id": str(n), "title": f"w{n % 5} w{n % 3}", "tags": ["a"]}) + "\n" for n in range(20))
+    (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-8")
+    convert([str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "text")])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"data: {{stages: [{{data: [{tmp_path / 'text'}]}}], held_out_fraction: 0.2}}\n")
+    words = ["--config", str(recipe), "--dry_run", "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(UserError, match=r"text, field 'objectives\.mfm': the videos have no frames.*mfm null"):
+        main(words)
+    assert main([*words, "--objectives.mfm", "null"]) == 0
+
+
+def test_a_probe_of_other_features_is_refused(
+    small_data: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(json.dumps({"id": str(n), "title": "w1"}) + "\n" for n in range(24))
+    (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-8")
+    convert([str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "text")])
+    recipe = tmp_path / "recipe.yaml"
+    probe = f"probe: {{data: [{tmp_path / 'text'}], pairs: {small_data.pairs}}}\n"
+    recipe.write_text(
+        f"data: {{stages: [{{data: [{small_data.folder / 'videos'}]}}], held_out_fraction: 0.2}}\n{probe}"
+    )
+    with pytest.raises(UserError, match=r"text, field 'probe\.data': has the streams none, the training data"):
+        main(["--config", str(recipe), "--dry_run", "--output_dir", str(tmp_path / "run")])
+
+
+def test_a_later_stage_draws_masks_that_no_earlier_one_drew(
+    config: PretrainConfig, corpus: Corpus, setup: Callable[..., Any]
+) -> None:
+    """Three epochs in the first stage: the second begins with the fourth."""
+    collator = setup(objectives={"mlm": MlmConfig()}).collator
+    stages = stage_batches(config, corpus, collator, make_accelerator("fp32"))
+    (drawn,) = stages[1].batches(0)
+    labels = {}
+    for epoch in range(4):  # the ids of the videos are their row numbers
+        rows = [{**corpus.videos[int(row_id)], "epoch": epoch} for row_id in drawn["row_ids"]]
+        labels[epoch] = collator(rows)["mlm_labels"].tolist()
+    assert drawn["mlm_labels"].tolist() == labels[3]
+    assert all(labels[epoch] != labels[3] for epoch in range(3))
+
+
+def test_held_out_rows_are_no_more_than_asked_for(
+    config: PretrainConfig, corpus: Corpus, setup: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+
+    def losses(module: Any, accelerator: Any, videos: Any, rows: Any, *rest: Any) -> dict[str, float]:
+        seen.append(rows.tolist())
+        return {}
+
+    monkeypatch.setattr("vidsim.pretrain.run.held_out_losses", losses)
+    made = setup(objectives={"mlm": MlmConfig()})
+    for most in (2, 1000):
+        hooks(replace(config, data=replace(config.data, held_out_max_rows=most)), corpus, made).evaluate()
+    assert len(seen[0]) == 2
+    assert set(seen[0]) < set(corpus.held_out.tolist())
+    assert seen[1] == corpus.held_out.tolist()
 
 
 def hooks(config: PretrainConfig, corpus: Corpus, made: Any, *, probe: Any = None, processes: int = 1) -> Any:

@@ -212,6 +212,29 @@ def test_vtm_never_takes_a_near_duplicate() -> None:
     assert objective.counts(batch).item() == 4.0
 
 
+def test_rows_without_text_do_not_move_the_mean_of_vtm() -> None:
+    config = make_config()
+    objective = VtmObjective(VtmConfig(), config)
+    frames = torch.randn(4, 2, FRAME_DIM, generator=torch.Generator().manual_seed(0))
+    frames[3] = 1000.0
+    batch = {
+        "input_ids": torch.tensor([[2, 3, 9, 9, 3]] * 3 + [[2, 3, 3, 0, 0]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1, 1]] * 3 + [[1, 1, 1, 0, 0]]),
+        "frame_features": frames,
+        "frame_mask": torch.ones(4, 2, dtype=torch.int64),
+    }
+    alone, _ = objective._allowed({key: values[:3] for key, values in batch.items()})
+    similarity, allowed = objective._allowed(batch)
+    torch.testing.assert_close(similarity[:3, :3], alone)
+    assert not allowed[3].any()
+
+
+def test_tags_start_at_how_rare_they_are() -> None:
+    """5 tags a video of 1,000: each logit starts at log(5 / 995)."""
+    bias = VtcObjective(VtcConfig(), make_config(), num_tags=1000).head.classifier.bias
+    torch.testing.assert_close(bias.sigmoid(), torch.full((1000,), 0.005))
+
+
 def test_partners_are_drawn_by_their_similarity() -> None:
     similarity = torch.tensor([0.0, 1.0, 0.0, 0.5]).repeat(2000, 1)[:, :4]
     square = torch.zeros(2000, 2000)

@@ -110,9 +110,8 @@ def _require(wanted: Sequence[str], there: Sequence[str], path: Path) -> None:
         if list(there).count(name) != 1:
             held = f"it holds {', '.join(there[:12])}" if there else "it has no columns"
             how = "is there several times" if name in there else "is not there"
-            raise UserError(
-                f"the column {how}; {held}", file=path, field=name, fix="name the columns with --user, --video, --time (no times: --unordered)"
-            )
+            fix = "name the columns with --user, --video, --time (no times: --unordered)"
+            raise UserError(f"the column {how}; {held}", file=path, field=name, fix=fix)
 
 
 def _csv_blocks(path: Path, names: list[str]) -> Iterator[pa.Table]:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
 from vidsim.common.errors import UserError
+from vidsim.common.files import read_json
 
 from .config import VidsimConfig
 from .encoder import VideoTextEncoder
@@ -177,6 +178,10 @@ def load_encoder(
     """
     if not (folder / "config.json").is_file():
         raise UserError("is not a checkpoint (no config.json)", file=folder, fix="name a folder below checkpoints/")
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind != VidsimConfig.model_type:
+        fix = "embed features with `vidsim embed-features`, tag with `vidsim tag`, or name a run of `vidsim finetune`"
+        raise UserError(f"is no video-text encoder but of the kind {kind!r}", file=folder, fix=fix)
     if not (folder / "tokenizer.json").is_file():  # transformers would go on with an empty vocabulary
         raise UserError("holds no tokenizer.json", file=folder, fix="copy the whole checkpoint folder")
     disable_progress_bar()

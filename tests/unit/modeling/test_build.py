@@ -231,3 +231,11 @@ def test_a_data_set_must_have_what_the_encoder_reads(saved: Callable[..., Path],
         check_streams_match(config, {"frames": 4, "audio": 2}, tmp_path)
     with pytest.raises(UserError, match=r"field 'audio': the data set has no stream 'audio'"):
         check_streams_match(config, {"frames": 3}, tmp_path)
+
+
+def test_the_run_of_another_command_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "vidsim-towers"}', encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"is no video-text encoder but of the kind 'vidsim-towers'\. Fix: .*embed-features"
+    ):
+        load_encoder(tmp_path)

@@ -5,7 +5,6 @@ Reads top to bottom: settings, features and tags, network, loop, test. The loop 
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from vidsim.common.entry import run_entry
+from vidsim.common.entry import leave, run_entry
 from vidsim.common.errors import UserError
 from vidsim.common.files import write_json
 from vidsim.data.annotation import Annotation, annotate, read_tags, split_videos, tag_columns
@@ -236,4 +235,4 @@ def describe(what: str, metrics: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_entry(main))
+    leave(run_entry(main))

@@ -7,7 +7,6 @@ eval videos are looked at once, by that checkpoint.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from vidsim.common.entry import run_entry
+from vidsim.common.entry import leave, run_entry
 from vidsim.common.errors import UserError
 from vidsim.common.files import sha256_file, write_json
 from vidsim.data.collators import to_device
@@ -226,4 +225,4 @@ def report(
 
 
 if __name__ == "__main__":
-    sys.exit(run_entry(main))
+    leave(run_entry(main))

@@ -27,7 +27,7 @@ from torch.utils.data import Sampler
 
 from vidsim.common.arguments import ArgumentParser
 from vidsim.common.checks import require_at_least
-from vidsim.common.entry import run_entry
+from vidsim.common.entry import leave, run_entry
 from vidsim.common.errors import UserError
 from vidsim.common.files import sha256_file
 from vidsim.common.progress import progress
@@ -354,4 +354,4 @@ def _ids(videos: Videos, rows: npt.NDArray[np.int64]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_entry(main))
+    leave(run_entry(main))

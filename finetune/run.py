@@ -5,7 +5,6 @@ Reads top to bottom: settings, checks, pairs, model, loop. The loop itself is `e
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from vidsim.common.entry import run_entry
+from vidsim.common.entry import leave, run_entry
 from vidsim.common.errors import UserError
 from vidsim.data.arrow import Videos, open_all
 from vidsim.data.collators import encode_rows, to_device
@@ -249,4 +248,4 @@ def export(
 
 
 if __name__ == "__main__":
-    sys.exit(run_entry(main))
+    leave(run_entry(main))

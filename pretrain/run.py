@@ -6,7 +6,6 @@ Reads top to bottom: settings, checks, data, model, loop. The loop itself is `en
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 from accelerate import Accelerator
 
-from vidsim.common.entry import run_entry
+from vidsim.common.entry import leave, run_entry
 from vidsim.common.errors import UserError
 from vidsim.data.collators import Batch, PretrainCollator, VideoRows, to_device
 from vidsim.data.corpus import Corpus, open_corpus, read_excluded
@@ -346,4 +345,4 @@ def tag_vocabulary(config: PretrainConfig, corpus: Corpus, path: Path, *, keep: 
 
 
 if __name__ == "__main__":
-    sys.exit(run_entry(main))
+    leave(run_entry(main))

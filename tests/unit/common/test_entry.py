@@ -109,3 +109,19 @@ def test_an_error_after_the_reader_went_away_is_still_one_line() -> None:
     writer.stdout = None
     assert writer.communicate("go on\n", timeout=60)[1] == "error: a.tsv: is wrong\n"
     assert writer.returncode == 2
+
+
+def test_one_of_several_processes_leaves_at_once_with_all_that_was_printed() -> None:
+    script = (
+        "import atexit, sys\n"
+        "from vidsim.common.entry import leave\n"
+        "atexit.register(print, 'taken apart')\n"
+        "print('out')\n"
+        "print('err', file=sys.stderr)\n"
+        "leave(7)\n"
+    )
+    for rank, printed in ((None, "out\ntaken apart\n"), ("0", "out\n")):
+        environment = {key: value for key, value in os.environ.items() if key != "LOCAL_RANK"}
+        environment |= {} if rank is None else {"LOCAL_RANK": rank}
+        ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (7, printed, "err\n")

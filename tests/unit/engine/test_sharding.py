@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from vidsim.common.entry import leave
 from vidsim.engine.accelerator import make_accelerator
 from vidsim.engine.sharding import describe, gathered, shard, whole
 from vidsim.engine.training_state import read_training_state, write_training_state
@@ -110,7 +111,7 @@ for parameter, other in zip(module.parameters(), alone.parameters(), strict=True
     torch.testing.assert_close(whole(parameter), other)
 os.write(1, f"{rank} {sizes}\\n".encode())
 accelerator.wait_for_everyone()
-accelerator.end_training()
+leave(0)
 """
 
 

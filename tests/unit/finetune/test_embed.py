@@ -180,8 +180,8 @@ def test_two_processes_write_what_one_does(
     straight = command(checkpoint, small_data, tmp_path / "one", "--batch_size", "4")
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys\nfrom vidsim.common.entry import run_entry\nfrom vidsim.finetune import embed\n"
-        "embed.WINDOW = 10\nsys.exit(run_entry(embed.main))\n",
+        "from vidsim.common.entry import leave, run_entry\nfrom vidsim.finetune import embed\n"
+        "embed.WINDOW = 10\nleave(run_entry(embed.main))\n",
         encoding="utf-8",
     )
     folder = tmp_path / "two"

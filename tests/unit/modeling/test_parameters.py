@@ -65,6 +65,7 @@ def test_heads_by_the_beginnings_of_their_names(encoder_of: Callable[..., VideoT
         "objectives.vtc.weight",
         "objectives.vtc.bias",
     ]
+    assert not any(map(head_test(module, ["encoder.attention_pooling"]), names))  # there is none in this model
     assert not any(map(head_test(module, []), names))  # nothing learns at the heads' rate
     with pytest.raises(UserError, match=r"'objective\.vtc'.*encoder\.embedding_head\., .*objectives\.vtc\."):
         head_test(module, ["objective.vtc"])

@@ -245,8 +245,9 @@ def test_an_earlier_split_is_not_mixed_with_a_new_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"out, --out: is there already\. Fix: .*--overwrite"):
         main([*words, "--num_folds", "2"])
     first = (tmp_path / "out/fold_0/train.tsv").read_bytes()
+    write_pairs(tmp_path / "few.tsv", make_pairs(np.arange(40).reshape(20, 2)))
     with pytest.raises(UserError, match="is left for"):
-        main([*words, "--num_folds", "2000", "--overwrite"])
+        main([str(tmp_path / "few.tsv"), *words[1:], "--num_folds", "50", "--overwrite"])
     assert (tmp_path / "out/fold_0/train.tsv").read_bytes() == first  # a split that fails removes nothing
     assert main([*words, "--num_folds", "2", "--overwrite"]) == 0
     files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}

@@ -26,7 +26,7 @@ def free_port() -> int:
 
 
 def torchrun(arguments: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "10"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "3"]
     environment = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(
         [*command, "--master-port", str(free_port()), *arguments, "--resume", "true"],

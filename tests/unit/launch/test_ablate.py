@@ -316,12 +316,15 @@ def test_the_ready_lists_are_sound_and_share_what_they_can(tmp_path: Path) -> No
     for ablation in lists.values():
         every = [str(variant.finetune) + str(variant.pretrain) for variant in ablation.variants]
         assert len(set(every)) == len(every)  # no two variants are the same by mistake
-    assert set(lists) == {"choices", "epochs", "size", "tasks"}
+    assert set(lists) == {"choices", "epochs", "size", "tasks", "winners"}
     assert len({str(ablation.files) for ablation in lists.values()}) == 1
     base = lists["choices"].variant("baseline")
     assert lists["epochs"].variant("4 epochs").pretrain == base.pretrain
     assert lists["size"].variant("base, 2 x 128").pretrain == base.pretrain
     assert lists["tasks"].variant("VTC + MLM + MFM").pretrain == lists["epochs"].variant("8 epochs").pretrain
+    winners = lists["winners"].variant("tags from the embedding, CoSENT")
+    assert winners.pretrain == lists["choices"].variant("VTC from the embedding").pretrain
+    assert winners.finetune == lists["choices"].variant("CoSENT").finetune
     alike = [variant.name for variant in lists["choices"].variants if variant.pretrain == base.pretrain]
     assert len(alike) == 10
 

@@ -23,9 +23,10 @@ from vidsim.common.errors import UserError
 from vidsim.common.files import atomic_path
 from vidsim.data.embeddings import Embeddings, positions, read_embeddings, shown
 from vidsim.data.ids import read_ids
+from vidsim.data.pair_cosines import pair_cosines
 from vidsim.data.pairs import Pairs, read_pairs
 from vidsim.ensemble.result_file import RESULT_FILE, entries, read_result_text
-from vidsim.ensemble.score import check_pairs, check_predictions, pair_cosines
+from vidsim.ensemble.score import check_pairs, check_predictions
 from vidsim.modeling.metrics import spearman
 
 MAX_DIM: Final = 256

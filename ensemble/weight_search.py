@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from vidsim.common.errors import UserError
 from vidsim.data.embeddings import Embeddings
+from vidsim.data.pair_cosines import cosines_of_pairs
 from vidsim.data.pairs import Pairs
 from vidsim.ensemble.bootstrap import brackets, percentile_interval, spearman_resamples
-from vidsim.ensemble.score import check_pairs, cosines_of_pairs
+from vidsim.ensemble.score import check_pairs
 from vidsim.modeling.metrics import spearman
 
 Float64 = npt.NDArray[np.float64]

@@ -289,7 +289,15 @@ def embed(
     done = broadcast_object_list([writer.num_done if writer else 0])[0]
     if done and writer:
         print(f"{out}: {done:,} of {len(rows):,} are there already", file=sys.stderr)
-    sampler = own_windows(videos, rows, processor, accelerator, batch_size=batch_size, window=window, start=done)
+    sampler = SortedWindows(
+        rows,
+        estimated_lengths(videos, processor),
+        batch_size=batch_size,
+        window=window,
+        start=done,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
     loader = step_batches(VideoRows(videos), sampler, EmbedCollator(processor), num_workers=num_workers)
     batches = progress(loader, total=len(sampler), desc="embed", unit="batches", enabled=writer is not None)
     computed = (batch_vectors(encoder, batch, precision, vector) for batch in batches)
@@ -298,28 +306,6 @@ def embed(
             if writer:
                 writer.write(_ids(videos, rows[positions]), vectors)
     return writer.num_done if writer else None
-
-
-def own_windows(
-    videos: Videos,
-    rows: npt.NDArray[np.int64],
-    processor: VideoTextProcessor,
-    accelerator: Accelerator,
-    *,
-    batch_size: int,
-    window: int,
-    start: int,
-) -> SortedWindows:
-    """The batches of this process; see `SortedWindows`."""
-    return SortedWindows(
-        rows,
-        estimated_lengths(videos, processor),
-        batch_size=batch_size,
-        window=window,
-        start=start,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
 
 
 def window_vectors(

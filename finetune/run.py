@@ -16,7 +16,8 @@ from vidsim.common.entry import leave, run_entry
 from vidsim.common.errors import UserError
 from vidsim.data.arrow import Videos, open_all
 from vidsim.data.collators import encode_rows, to_device
-from vidsim.data.embeddings import read_embeddings, shown
+from vidsim.data.embeddings import read_embeddings
+from vidsim.data.pair_cosines import cosines_of_pairs
 from vidsim.data.pairs import Pairs, read_pairs
 from vidsim.data.splits import describe, split_pairs
 from vidsim.data.tags import TagVocabulary
@@ -118,7 +119,7 @@ def open_pairs(config: FinetuneConfig) -> PairData:
             field="score",
             fix="give validation pairs of different scores, or another fold",
         )
-    teacher = teacher_cosines(options.teacher, train_pairs) if options.teacher is not None else None
+    teacher = None if options.teacher is None else cosines_of_pairs(read_embeddings(options.teacher), train_pairs)
     try:
         train_labels, validation_labels = pair_labels(config.task, train_pairs, validation, teacher)
     except ValueError as error:
@@ -132,24 +133,6 @@ def open_pairs(config: FinetuneConfig) -> PairData:
         tags=TagVocabulary.from_file(options.tags) if options.tags else None,
         lines=lines,
     )
-
-
-def teacher_cosines(path: str, pairs: Pairs) -> np.ndarray:
-    """Cosines of the pairs by a teacher's embeddings, float32 [N].
-
-    Raises:
-        UserError: Videos without an embedding, or with a zero vector (how many, the first five ids).
-    """
-    embeddings = read_embeddings(path)
-    rows = embeddings.rows_of([*pairs.id1, *pairs.id2])
-    lengths = np.linalg.norm(embeddings.vectors[rows], axis=1)
-    zeros = [embeddings.ids[row] for row in np.unique(rows[lengths == 0]).tolist()]
-    if zeros:
-        what = f"{len(zeros):,} videos have zero vectors: {shown(zeros)}"
-        raise UserError(what, file=path, field="data.teacher", fix="embed them again")
-    left, right = embeddings.vectors[rows].reshape(2, len(pairs), -1)
-    cosines: np.ndarray = (left * right).sum(1) / lengths.reshape(2, -1).prod(0)
-    return cosines
 
 
 def num_steps(config: FinetuneConfig, data: PairData, world_size: int) -> int:

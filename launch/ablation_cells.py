@@ -24,9 +24,9 @@ from vidsim.common.errors import UserError
 from vidsim.common.files import atomic_path, read_json, sha256_file, write_json
 from vidsim.data.arrow import concat_videos, open_videos
 from vidsim.data.embeddings import read_embeddings
+from vidsim.data.pair_cosines import cosines_of_pairs
 from vidsim.data.pairs import read_pairs
 from vidsim.engine.source import checkpoint_of
-from vidsim.ensemble.score import cosines_of_pairs
 from vidsim.finetune.embed import embed
 from vidsim.finetune.run import main as finetune
 from vidsim.launch.ablation_data import DataFiles, hash_of

@@ -6,7 +6,7 @@ Reads top to bottom: settings, checks, data, model, loop. The loop itself is `en
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -41,7 +41,7 @@ from vidsim.modeling.model_card import write_model_card
 from vidsim.modeling.objectives.mlm import MlmObjective
 from vidsim.modeling.parameters import head_test, layer_numbers
 from vidsim.modeling.processor import VideoTextProcessor
-from vidsim.pretrain.config import PretrainConfig, ProbeConfig
+from vidsim.pretrain.config import PretrainConfig
 from vidsim.pretrain.evaluate import held_out_losses, probe_spearman
 from vidsim.pretrain.module import PretrainModule
 
@@ -70,14 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     prepare_sample(config)
     corpus = open_training_corpus(config)
     check_frames(config, corpus)
-    probe = open_probe(config)
-    if probe is not None and probe[0].videos.streams != corpus.videos.streams:
-        raise UserError(
-            f"has the streams {probe[0].videos.streams or 'none'}, the training data {corpus.videos.streams or 'none'}",
-            file=cast(ProbeConfig, config.probe).data[0],
-            field="probe.data",
-            fix="convert both with the same features",
-        )
+    probe = open_probe(config, corpus.videos.streams)
     if config.dry_run:
         print("\n".join(describe(config, corpus, world_size=1)))
         return 0
@@ -112,11 +105,18 @@ def check_frames(config: PretrainConfig, corpus: Corpus) -> None:
             )
 
 
-def open_probe(config: PretrainConfig) -> tuple[Corpus, Pairs] | None:
-    """Videos and pairs of the probe."""
+def open_probe(config: PretrainConfig, streams: Mapping[str, int]) -> tuple[Corpus, Pairs] | None:
+    """Videos and pairs of the probe; they must have the streams of the training data."""
     if config.probe is None:
         return None
     corpus = open_corpus(config.probe.data, excluded=set(), held_out_fraction=0.0)
+    if corpus.videos.streams != streams:
+        raise UserError(
+            f"has the streams {corpus.videos.streams or 'none'}, the training data {streams or 'none'}",
+            file=config.probe.data[0],
+            field="probe.data",
+            fix="convert both with the same features",
+        )
     pairs = read_pairs(config.probe.pairs)
     pairs = pairs.take(range(min(len(pairs), config.probe.max_pairs)))
     if len(np.unique(pairs.score)) < 2:

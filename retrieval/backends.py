@@ -140,7 +140,7 @@ def nearest(
         allowed_keys: bool by key; None for all.
 
     Returns:
-        int64 [Q, depth] and float32 [Q, depth].
+        int64 [Q, depth] and float32 [Q, depth]; of a `compact` index -1 where faiss lost some of many equal codes.
     """
     faiss = faiss_module()
     # The selector does not own its bits: they stay in a variable until the search is over.

@@ -26,11 +26,11 @@ from vidsim.data.collators import PretrainCollator, VideoRows
 from vidsim.data.convert.aiac import AiacConversion
 from vidsim.data.embeddings import Embeddings
 from vidsim.data.loading import step_batches
+from vidsim.data.pair_cosines import cosines_of_pairs
 from vidsim.data.pairs import Pairs
 from vidsim.data.samplers import MicroBatchSampler, RowOrder
 from vidsim.data.tfrecord import write_tfrecords
 from vidsim.ensemble.projection import fit_projection
-from vidsim.ensemble.score import cosines_of_pairs
 from vidsim.modeling.metrics import spearman
 
 NUM_TEST_VIDEOS, NUM_PAIRS = 43_027, 67_899  # of the competition: test_b, labelled pairs

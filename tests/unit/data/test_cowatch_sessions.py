@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -102,15 +101,3 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
             read(tmp_path / name)
     with pytest.raises(UserError, match="has no sessions"):
         read(tmp_path / "m.npz", SessionColumns(time=None, session="s"))
-
-
-def test_a_file_that_may_not_be_read_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.tsv").write_text("a", encoding="utf-8")
-
-    def refuse(*arguments: object, **options: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", "a.tsv")
-
-    monkeypatch.setattr("builtins.open", refuse)  # root may read everything
-    monkeypatch.setattr("io.open", refuse)  # as Path.open does
-    with pytest.raises(UserError, match=r"a\.tsv: cannot be read \(Permission denied\)"):
-        read(tmp_path / "a.tsv")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 import numpy as np
@@ -178,18 +177,6 @@ def test_tie_ceiling_of_published_levels() -> None:
     rest = np.full(18, (1 - 0.364 - 0.139 - 0.069) / 18)
     counts = np.round(67_899 * np.array([0.364, 0.139, 0.069, *rest])).astype(np.int64)
     assert tie_ceiling(np.repeat(np.arange(21) / 20, counts)) == pytest.approx(0.974, abs=0.001)
-
-
-def test_a_file_that_may_not_be_read_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.tsv").write_text("a", encoding="utf-8")
-
-    def refuse(*arguments: object, **options: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", "a.tsv")
-
-    monkeypatch.setattr("builtins.open", refuse)  # root may read everything
-    monkeypatch.setattr("io.open", refuse)  # as Path.open does
-    with pytest.raises(UserError, match=r"a\.tsv: cannot be read \(Permission denied\)"):
-        read_pairs(tmp_path / "a.tsv")
 
 
 def test_blanks_around_an_id_are_no_part_of_it_in_any_format(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,15 +86,3 @@ def test_nothing_to_build_from(write_data_set: Write, folder: Path, tmp_path: Pa
         TagVocabulary.from_file(tmp_path / "nothing.txt")
     with pytest.raises(UserError, match="stands twice"):
         TagVocabulary(("a", "a"))
-
-
-def test_a_file_that_may_not_be_read_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.tsv").write_text("a", encoding="utf-8")
-
-    def refuse(*arguments: object, **options: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", "a.tsv")
-
-    monkeypatch.setattr("builtins.open", refuse)  # root may read everything
-    monkeypatch.setattr("io.open", refuse)  # as Path.open does
-    with pytest.raises(UserError, match=r"a\.tsv: cannot be read \(Permission denied\)"):
-        TagVocabulary.from_file(tmp_path / "a.tsv")

@@ -12,8 +12,9 @@ from scipy.stats import spearmanr
 
 from vidsim.common.errors import UserError
 from vidsim.data.embeddings import Embeddings, write_embeddings
+from vidsim.data.pair_cosines import cosines_of_pairs, pair_cosines
 from vidsim.data.pairs import Pairs, write_pairs
-from vidsim.ensemble.score import Score, cosines_of_pairs, main, pair_cosines, read_groups, score_cosines, table
+from vidsim.ensemble.score import Score, main, read_groups, score_cosines, table
 
 
 def angles(*degrees: float) -> np.ndarray:
@@ -72,7 +73,7 @@ def test_hand_computed_ties() -> None:
 
 def test_equal_to_scipy_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     emb, pairs = random_case()
-    monkeypatch.setattr("vidsim.ensemble.score._BLOCK_ROWS", 7)
+    monkeypatch.setattr("vidsim.data.pair_cosines._BLOCK_ROWS", 7)
     vectors = dict(zip(emb.ids, emb.vectors.astype(np.float64), strict=True))
     one_by_one = [
         vectors[a] @ vectors[b] / np.linalg.norm(vectors[a]) / np.linalg.norm(vectors[b])

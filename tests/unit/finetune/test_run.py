@@ -222,6 +222,6 @@ def test_a_teacher_of_zero_vectors_is_named(config: FinetuneConfig, tmp_path: Pa
     vectors[left] = 0
     write_embeddings(tmp_path / "teacher", [str(number) for number in range(24)], vectors)
     task = SimilarityConfig(distill_weight=0.25)
-    match = rf"teacher, field 'data\.teacher': 1 videos have zero vectors: {left}\. Fix: embed them again"
+    match = rf"teacher: 1 embeddings are zero vectors, which have no cosine: {left}\. Fix: embed these videos again"
     with pytest.raises(UserError, match=match):
         open_pairs(replace(config, task=task, data=replace(config.data, teacher=str(tmp_path / "teacher"))))

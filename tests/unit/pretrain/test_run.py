@@ -31,6 +31,8 @@ from vidsim.pretrain.run import (
     tag_vocabulary,
 )
 
+FRAMES = {"frames": 6}  # the streams of `small_data`
+
 
 @pytest.fixture
 def config(small_data: Any, tmp_path: Path) -> PretrainConfig:
@@ -105,16 +107,18 @@ def test_tags_are_built_from_training_rows_and_kept(config: PretrainConfig, corp
 
 
 def test_the_probe(config: PretrainConfig, small_data: Any, tmp_path: Path) -> None:
-    assert open_probe(config) is None
+    assert open_probe(config, FRAMES) is None
     videos = [str(small_data.folder / "videos")]
-    opened = open_probe(replace(config, probe=ProbeConfig(data=videos, pairs=str(small_data.pairs), max_pairs=5)))
+    opened = open_probe(
+        replace(config, probe=ProbeConfig(data=videos, pairs=str(small_data.pairs), max_pairs=5)), FRAMES
+    )
     assert opened is not None
     assert opened[1].id1 == ["0", "0", "1", "1", "2"]
 
     def refused(content: str) -> str:
         (tmp_path / "pairs.tsv").write_text(content, encoding="utf-8")
         with pytest.raises(UserError) as error:
-            open_probe(replace(config, probe=ProbeConfig(data=videos, pairs=str(tmp_path / "pairs.tsv"))))
+            open_probe(replace(config, probe=ProbeConfig(data=videos, pairs=str(tmp_path / "pairs.tsv"))), FRAMES)
         return str(error.value)
 
     assert "first nobody" in refused("1\tnobody\t0.5\n1\t2\t0.1\n")
@@ -193,7 +197,7 @@ def test_the_best_has_the_lowest_loss_or_the_best_probe(
 ) -> None:
     made = setup(objectives={"mlm": MlmConfig()})
     probe_config = ProbeConfig(data=[str(small_data.folder / "videos")], pairs=str(small_data.pairs))
-    probe = open_probe(replace(config, probe=probe_config))
+    probe = open_probe(replace(config, probe=probe_config), FRAMES)
     both = hooks(config, corpus, made, probe=probe)
     assert (both.select, both.select_mode) == ("held_out/loss", "min")
     nothing_held_out = replace(corpus, held_out=np.arange(0))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -132,15 +131,3 @@ def test_an_open_quote_stops_where_it_would_swallow_good_rows(tmp_path: Path) ->
     path.write_text('id,title\na,b\nc,"open\n')  # nothing follows that could be lost
     number, error = list(read_rows(path))[1]
     assert (number, "line 3: is malformed" in str(error)) == (3, True)
-
-
-def test_a_file_that_may_not_be_read_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.tsv").write_text("a", encoding="utf-8")
-
-    def refuse(*arguments: object, **options: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", "a.tsv")
-
-    monkeypatch.setattr("builtins.open", refuse)  # root may read everything
-    monkeypatch.setattr("io.open", refuse)  # as Path.open does
-    with pytest.raises(UserError, match=r"a\.tsv: cannot be read \(Permission denied\)"):
-        read_rows(tmp_path / "a.tsv")
